@@ -1,0 +1,41 @@
+"""Vision-transformer backbones for OpenMMLab.
+
+``custom_imports = dict(imports=['mmvitzoo'])`` in a config is all it takes: importing this package
+checks what it stands on, registers every model and lets MMEngine load its own checkpoints.
+"""
+
+from importlib import import_module
+
+from .version import __version__
+
+# Module, oldest version that works, and what to type if it is missing or older.
+REQUIRED = (
+    ('torch', '2.1.0', 'pip install "torch>=2.1"'),
+    ('mmengine', '0.8.0', 'mim install mmengine'),
+    ('mmcv', '2.0.0', 'mim install "mmcv>=2.0.0"  (or mmcv-lite, for the backbones alone)'),
+    ('timm', '0.9.0', 'pip install "timm>=0.9"'),
+    ('safetensors', '0.3.1', 'pip install "safetensors>=0.3.1"'),
+)
+
+
+def _check_requirements() -> None:
+    for name, oldest, remedy in REQUIRED:
+        try:
+            version = import_module(name).__version__
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, which is not installed: {remedy}') from None
+        if tuple(map(int, version.split('+')[0].split('.')[:2])) < tuple(map(int, oldest.split('.')[:2])):
+            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, found {version}: {remedy}')
+
+
+_check_requirements()
+
+from .checkpoints import trust_mmengine_checkpoints  # noqa: E402
+from .registry import MODELS  # noqa: E402
+
+trust_mmengine_checkpoints()
+import_module('mmvitzoo.models')
+
+__all__ = ['MODELS', '__version__']

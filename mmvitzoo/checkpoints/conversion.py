@@ -1,0 +1,99 @@
+"""Recognising a checkpoint and renaming it to this package's names."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Union
+
+import torch
+from torch import Tensor
+
+from . import mpvit
+from .layout import Drop
+from .reading import CheckpointError
+
+LAYOUTS = [*mpvit.LAYOUTS]
+
+
+@dataclass
+class Converted:
+    """What :func:`convert` returns.
+
+    Attributes:
+        state_dict: Weights in whole-model names: ``backbone.*``, ``head.fc.*``, ``decode_head.*``.
+        family: Such as ``'mpvit'``.
+        source: Name of the layout that was recognised.
+        backbone_cfg: Config of a backbone that these weights fit with ``strict=True``.
+        dropped: Keys that were left out on purpose, with the reason.
+    """
+
+    state_dict: Dict[str, Tensor]
+    family: str
+    source: str
+    backbone_cfg: Dict[str, Any]
+    dropped: Dict[str, str] = field(default_factory=dict)
+
+    @property
+    def arch(self) -> Union[str, Dict[str, Any]]:
+        """Name of the variant, or its dict if the shapes are those of no published one."""
+        return self.backbone_cfg['arch']
+
+    @property
+    def backbone(self) -> Dict[str, Tensor]:
+        """Weights of the backbone alone, without prefix."""
+        return _without_prefix(self.state_dict)
+
+
+def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source: Optional[str] = None) -> Converted:
+    """Recognises a checkpoint by its keys and shapes and renames it to this package's names.
+
+    Args:
+        state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them.
+        family: Accept only this family, such as ``'mpvit'``.
+        source: Accept only this layout, such as ``'official'``.
+
+    Returns:
+        The renamed weights and what is known of them, see :class:`Converted`.
+
+    Raises:
+        CheckpointError: An unknown family or layout, keys that no rule covers, or copies of a
+            shared tensor that disagree.
+    """
+    known = ', '.join(f'{layout.family}/{layout.source}' for layout in LAYOUTS)
+    layouts = [x for x in LAYOUTS if family in (None, x.family) and source in (None, x.source)]
+    if not layouts:
+        raise CheckpointError(f'no layout {family or "*"}/{source or "*"}; known are {known}')
+    layout = next((x for x in layouts if x.signature in state_dict), None)
+    if layout is None:
+        wanted = '' if len(layouts) == len(LAYOUTS) else f' {family or "*"}/{source or "*"}'
+        raise CheckpointError(
+            f'the keys fit no{wanted} layout; known are {known}; first keys: {", ".join(list(state_dict)[:5])}'
+        )
+
+    rules = layout.rules()
+    renamed: Dict[str, Tensor] = {}
+    origin: Dict[str, str] = {}
+    dropped: Dict[str, str] = {}
+    unmatched: List[str] = []
+    for key, value in state_dict.items():
+        match, target = next(((m, t) for m, t in ((p.fullmatch(key), t) for p, t in rules) if m), (None, None))
+        if match is None:
+            unmatched.append(key)
+        elif isinstance(target, Drop):
+            dropped[key] = target.reason
+        else:
+            name = target.format(**match.groupdict())
+            if name not in renamed:
+                renamed[name], origin[name] = value, key
+            elif torch.equal(renamed[name], value):
+                dropped[key] = f'copy of {origin[name]}'
+            else:
+                raise CheckpointError(f'{origin[name]} and {key} are one shared tensor, but differ')
+    if unmatched:
+        raise CheckpointError(
+            f'{layout.family}/{layout.source} has no rule for {len(unmatched)} keys: {", ".join(unmatched[:5])}'
+        )
+    return Converted(renamed, layout.family, layout.source, layout.backbone_cfg(_without_prefix(renamed)), dropped)
+
+
+def _without_prefix(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    prefix = 'backbone.'
+    return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}

@@ -1,0 +1,51 @@
+"""How a family's weights are spelled: tables from original key names to ours."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Tuple, Union
+
+from torch import Tensor
+
+FIELDS = {'rest': '.+', 'leaf': r'\w+'}
+
+
+@dataclass(frozen=True)
+class Drop:
+    """In a table: a key that is left out, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One spelling of a family's weights.
+
+    In a template ``{rest}`` stands for anything, ``{leaf}`` for the last part of a key, and any
+    other field for a number.
+
+    Args:
+        family: Name of the family, such as ``'mpvit'``.
+        source: Name of the spelling, such as ``'official'``.
+        signature: A key that every checkpoint of this layout has, and none of another layout.
+        table: Template of an original key -> template of ours in whole-model names, or a
+            :class:`Drop`. The first that fits counts. Several original keys may lead to one of
+            ours: they are copies and must agree.
+        backbone_cfg: Config that builds the backbone, from the renamed weights of the backbone.
+    """
+
+    family: str
+    source: str
+    signature: str
+    table: Mapping[str, Union[str, Drop]]
+    backbone_cfg: Callable[[Dict[str, Tensor]], Dict[str, Any]]
+
+    def rules(self) -> List[Tuple['re.Pattern', Union[str, Drop]]]:
+        """The table with its templates as regular expressions."""
+        return [(re.compile(_pattern(template)), target) for template, target in self.table.items()]
+
+
+def _pattern(template: str) -> str:
+    def group(match: 're.Match') -> str:
+        return f'(?P<{match[1]}>{FIELDS.get(match[1], "[0-9]+")})'
+
+    return re.sub(r'\\{(\w+)\\}', group, re.escape(template))

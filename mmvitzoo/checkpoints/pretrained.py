@@ -1,0 +1,50 @@
+"""What ``init_cfg=dict(type='Pretrained')`` does on a backbone of this package."""
+
+from typing import Optional
+
+from mmengine.logging import print_log
+from torch import nn
+
+from .conversion import convert
+from .reading import CheckpointError, load
+
+
+def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None) -> None:
+    """Loads a checkpoint of any known layout into a backbone and logs what it was.
+
+    Args:
+        backbone: A backbone of this package.
+        checkpoint: A file or http(s) address, see :func:`mmvitzoo.checkpoints.load`.
+        prefix: Read only the keys that start with it, and take it off.
+
+    Raises:
+        CheckpointError: The file cannot be read, is of another family or variant, or lacks
+            weights of the backbone.
+    """
+    state_dict = load(checkpoint)
+    if prefix:
+        state_dict = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not state_dict:
+            raise CheckpointError(f'{checkpoint}: no key starts with {prefix!r}')
+    name = type(backbone).__name__
+    try:
+        converted = convert(state_dict, family=name.lower())
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from None
+    try:
+        missing, unexpected = backbone.load_state_dict(converted.backbone, strict=False)
+    except RuntimeError as error:
+        details = '\n'.join(str(error).splitlines()[:4])
+        raise CheckpointError(
+            f'{checkpoint}: holds {name} of arch {converted.arch}, which the model is not: {details}'
+        ) from None
+    if missing:
+        raise CheckpointError(f'{checkpoint}: lacks {len(missing)} weights of {name}: {", ".join(missing[:5])}')
+    print_log(
+        f'{name}: loaded {len(converted.backbone) - len(unexpected)} tensors of arch {converted.arch} '
+        f'from {checkpoint} ({converted.source} layout)',
+        logger='current',
+    )
+    unused = {key: 'not part of this backbone' for key in unexpected}
+    for key, reason in {**converted.dropped, **unused}.items():
+        print_log(f'{checkpoint}: left out {key}: {reason}', logger='current', level='DEBUG')

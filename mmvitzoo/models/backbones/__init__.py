@@ -1,0 +1,5 @@
+"""One file per family."""
+
+from .mpvit import MPViT
+
+__all__ = ['MPViT']

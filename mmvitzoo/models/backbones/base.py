@@ -1,0 +1,119 @@
+"""The contract that every backbone of this package keeps."""
+
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...checkpoints import load_pretrained
+from ..layers import init_transformer_weights
+
+MIN_SIZE = 32
+
+
+class Backbone(BaseModule):
+    """Arguments, freezing and initialisation that all families share.
+
+    A family sets :attr:`arch_zoo`, builds its modules, implements :meth:`stages_to_freeze`,
+    ``forward`` and ``get_layer_depth``, and ends its constructor with ``self.freeze()``.
+
+    Args:
+        arch: Name of a variant in :attr:`arch_zoo`, or a dict with the same keys as one.
+        num_outputs: How many maps the family can return.
+        out_indices: Which of them ``forward`` returns, in rising order.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages.
+        norm_eval: Keep every BatchNorm in eval mode while training.
+        init_cfg: MMEngine's initialisation. ``type='Pretrained'`` takes original checkpoints, too.
+
+    Raises:
+        ValueError: An argument outside these ranges; the message says what is allowed.
+    """
+
+    arch_zoo: Dict[str, Dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        arch: Union[str, Dict[str, Any]],
+        num_outputs: int,
+        out_indices: Sequence[int],
+        drop_path_rate: float,
+        frozen_stages: int,
+        norm_eval: bool = False,
+        init_cfg: Optional[Union[dict, list]] = None,
+    ):
+        super().__init__(init_cfg)
+        self.arch = self._resolve_arch(arch)
+        indices = list(out_indices) if isinstance(out_indices, Sequence) else [out_indices]
+        if not indices or indices != sorted(set(indices) & set(range(num_outputs))):
+            raise ValueError(
+                f'{self._name}: out_indices is a rising sequence of numbers from 0 to {num_outputs - 1}, '
+                f'got {out_indices!r}'
+            )
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'{self._name}: drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}')
+        if frozen_stages not in range(-1, indices[-1] + 2):
+            raise ValueError(
+                f'{self._name}: frozen_stages is a number from -1 to {indices[-1] + 1}, got {frozen_stages!r}'
+            )
+        self.out_indices = tuple(indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _resolve_arch(self, arch: Union[str, Dict[str, Any]]) -> Dict[str, Any]:
+        if isinstance(arch, dict):
+            wanted = next(iter(self.arch_zoo.values()))
+            if set(arch) != set(wanted):
+                raise ValueError(
+                    f'{self._name}: an arch dict has the keys {", ".join(wanted)}, got {", ".join(map(str, arch))}'
+                )
+            return dict(arch)
+        if arch not in self.arch_zoo:
+            raise ValueError(f'{self._name}: arch is one of {", ".join(self.arch_zoo)}, or a dict, got {arch!r}')
+        return dict(self.arch_zoo[arch])
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises ValueError unless ``x`` is (B, 3, H, W) with H and W of at least 32 pixels."""
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
+            raise ValueError(
+                f'{self._name}: input is (B, 3, H, W) with H and W of at least {MIN_SIZE} pixels, got {tuple(x.shape)}'
+            )
+
+    def stages_to_freeze(self) -> List[nn.Module]:
+        """The stem and the stages, in the order in which ``frozen_stages`` counts them."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """Takes what ``frozen_stages`` and ``norm_eval`` name out of training."""
+        for module in self.stages_to_freeze()[: self.frozen_stages + 1]:
+            module.eval()
+            module.requires_grad_(False)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def train(self, mode: bool = True) -> 'Backbone':
+        """Sets the mode of all but the frozen parts; returns itself as ``nn.Module.train`` does."""
+        super().train(mode)
+        if mode:
+            self.freeze()
+        return self
+
+    def init_weights(self) -> None:
+        """Loads ``init_cfg``'s checkpoint, or initialises as the original implementations do."""
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        pretrained = [config for config in configs if config.get('type') == 'Pretrained']
+        if pretrained:
+            load_pretrained(self, pretrained[-1]['checkpoint'], pretrained[-1].get('prefix'))
+            self.is_init = True
+            return
+        initialised = self.is_init
+        super().init_weights()
+        if not initialised and not self.init_cfg:
+            self.apply(init_transformer_weights)
