@@ -87,7 +87,7 @@ def has_cuda():
 
 def check_machine(venv):
     if not (shutil.which('c++') or shutil.which('g++')):
-        stop('no C++ compiler (g++) to build mmcv with: apt-get install g++, or your system\'s like')
+        stop("no C++ compiler (g++) to build mmcv with: apt-get install g++, or your system's like")
     if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
         stop(f'no Python headers for {sys.executable}: apt-get install python{PYTHON[0]}.{PYTHON[1]}-dev')
     try:

@@ -18,8 +18,8 @@ model = dict(
         mask_roi_extractor=dict(out_channels=channels),
         mask_head=dict(num_convs=2, in_channels=channels, conv_out_channels=channels, num_classes=10),
     ),
-    train_cfg=dict(rpn_proposal=dict(max_per_img=200), rcnn=dict(sampler=dict(num=64))),
-    test_cfg=dict(rpn=dict(max_per_img=200)),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(max_per_img=20)),
 )
 
 max_epochs = 8

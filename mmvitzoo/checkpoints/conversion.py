@@ -84,7 +84,7 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
             if name not in renamed:
                 renamed[name], origin[name] = value, key
             elif torch.equal(renamed[name], value):
-                dropped[key] = f'copy of {origin[name]}'
+                dropped[key] = f'equal copy of {origin[name]}'
             else:
                 raise CheckpointError(f'{origin[name]} and {key} are one shared tensor, but differ')
     if unmatched:

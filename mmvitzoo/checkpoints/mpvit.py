@@ -52,7 +52,7 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
             n += 1
         return n
 
-    arch: Dict[str, tuple] = {name: () for name in zoo['tiny']}
+    arch: Dict[str, tuple] = dict.fromkeys(zoo['tiny'], ())
     num_stages = count('stages.{}.paths.0.cpe.weight')
     for s in range(num_stages):
         hidden, dim = backbone[f'stages.{s}.paths.0.blocks.0.mlp.fc1.weight'].shape

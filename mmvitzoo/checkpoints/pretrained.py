@@ -1,5 +1,6 @@
 """What ``init_cfg=dict(type='Pretrained')`` does on a backbone of this package."""
 
+from collections import Counter
 from typing import Optional
 
 from mmengine.logging import print_log
@@ -45,6 +46,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         f'from {checkpoint} ({converted.source} layout)',
         logger='current',
     )
-    unused = {key: 'not part of this backbone' for key in unexpected}
-    for key, reason in {**converted.dropped, **unused}.items():
-        print_log(f'{checkpoint}: left out {key}: {reason}', logger='current', level='DEBUG')
+    others = [key for key in converted.state_dict if not key.startswith('backbone.')]
+    left_out = [*converted.dropped.items(), *((key, 'not in this backbone') for key in [*unexpected, *others])]
+    for reason, count in Counter(reason.split(' of ')[0] for _, reason in left_out).items():
+        print_log(f'{name}: left out {count} tensors of {checkpoint}: {reason}', logger='current')

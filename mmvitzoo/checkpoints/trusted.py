@@ -6,7 +6,6 @@ MMEngine's and Detectron2's files make of it.
 """
 
 import argparse
-import collections
 import pickle
 from typing import Any, Dict
 

@@ -40,9 +40,7 @@ class ConvRelativePosition(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.widths = [dim // NUM_HEADS * heads for heads in HEADS_OF_KERNEL.values()]
-        self.convs = nn.ModuleList(
-            DepthwiseConv(width, kernel) for width, kernel in zip(self.widths, HEADS_OF_KERNEL)
-        )
+        self.convs = nn.ModuleList(DepthwiseConv(width, kernel) for width, kernel in zip(self.widths, HEADS_OF_KERNEL))
 
     def forward(self, v: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -256,8 +254,8 @@ class MPViT(Backbone):
             x: Images, (B, 3, H, W), H and W of at least 32 pixels.
 
         Returns:
-            Per stage i in ``out_indices`` a map of (B, ``out_channels[i]``, H_i, W_i) in
-            channels-last memory; H_i and W_i are H and W divided by 4, 8, 16, 32, rounded up.
+            Per stage i in ``out_indices`` a contiguous map of (B, ``out_channels[i]``, H_i, W_i);
+            H_i and W_i are H and W divided by 4, 8, 16, 32, rounded up.
         """
         self.check_input(x)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
@@ -265,7 +263,8 @@ class MPViT(Backbone):
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                outs.append(x)
+                # mmcv's operators read a map's memory as if it were contiguous, RoIAlign for one.
+                outs.append(x.contiguous())
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:

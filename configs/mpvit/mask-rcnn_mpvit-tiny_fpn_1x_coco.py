@@ -1,0 +1,21 @@
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_90k_adamw.py',
+    '../_base_/iter_runtime.py',
+]
+custom_imports = dict(imports=['mmvitzoo'])
+
+# The recipe is the authors'. Their ImageNet checkpoint is loaded as it is; see the README for it.
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MPViT',
+        arch='tiny',
+        drop_path_rate=0.1,
+        norm_cfg=dict(type='SyncBN'),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mpvit_tiny.pth'),
+    ),
+    neck=dict(in_channels=[96, 176, 216, 216]),
+)
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'))

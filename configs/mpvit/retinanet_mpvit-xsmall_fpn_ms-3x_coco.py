@@ -1,0 +1,10 @@
+_base_ = './retinanet_mpvit-tiny_fpn_ms-3x_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='xsmall',
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='checkpoints/mpvit_xsmall.pth'),
+    ),
+    neck=dict(in_channels=[128, 192, 256, 256]),
+)

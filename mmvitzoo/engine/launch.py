@@ -1,0 +1,75 @@
+"""One ``tools/train.py`` and ``tools/test.py`` for three toolboxes.
+
+The toolbox that a config belongs to ships scripts that know its arguments best; ours prepare the
+process and hand over to them. What needs preparing: distribution without a GPU, for which MMEngine
+has no way, and ``mmseg::`` bases on the onedl stack.
+"""
+
+import os
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+
+TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def run_toolbox_script(name: str) -> None:
+    """Runs ``tools/<name>.py`` of the toolbox whose config stands in ``sys.argv``.
+
+    Args:
+        name: ``'train'`` or ``'test'``.
+
+    Raises:
+        SystemExit: No config is given, or its ``default_scope`` is none of the three toolboxes.
+    """
+    # MMEngine looks for a distribution of the module's name, which onedl's is not.
+    MODULE2PACKAGE['mmseg'] = 'mmseg'
+    path = next((arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))), None)
+    if path is None:
+        sys.exit(f'usage: {name}.py CONFIG [arguments of the toolbox that it is for; CONFIG -h lists them]')
+    if not os.path.isfile(path):
+        sys.exit(f'{path}: no such config')
+    config = Config.fromfile(path)
+    scope = config.get('default_scope')
+    if scope not in TOOLBOXES:
+        sys.exit(f'{path}: default_scope is one of {", ".join(TOOLBOXES)}, got {scope!r}')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
+        sys.argv += _distribute_on_cpu(config)
+    sys.argv[0] = str(_script(scope, name))
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def _script(toolbox: str, name: str) -> Path:
+    spec = find_spec(toolbox)
+    if spec is None:
+        sys.exit(f'{toolbox} is not installed: mim install {toolbox}')
+    package = Path(next(iter(spec.submodule_search_locations)))
+    for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
+        if (folder / f'{name}.py').is_file():
+            return folder / f'{name}.py'
+    sys.exit(f'{package}: has no tools/{name}.py')
+
+
+def _distribute_on_cpu(config: Config) -> list:
+    """Joins a gloo group; returns the options that let MMEngine work in it."""
+    import mmcv.cnn  # noqa: F401  registers the norms
+
+    print_log('No GPU: the processes talk through gloo', logger='current')
+    dist.init_process_group('gloo')
+    # SyncBN exists only for GPUs; each process normalises its own batch.
+    MODELS.register_module('SyncBN', module=torch.nn.BatchNorm2d, force=True)
+    return [
+        '--cfg-options',
+        'model_wrapper_cfg.type=MMDistributedDataParallel',
+        'model_wrapper_cfg.device_ids=None',
+        'model_wrapper_cfg.broadcast_buffers=False',
+        f'model_wrapper_cfg.find_unused_parameters={config.get("find_unused_parameters", False)}',
+    ]

@@ -1,0 +1,117 @@
+"""Recognising and renaming: every layout of every family."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from mmvitzoo.checkpoints import CheckpointError, convert
+
+
+@pytest.fixture(scope='module')
+def official(load_golden):
+    return load_golden('mpvit_tiny_official').state_dict
+
+
+def under(prefix, state_dict):
+    return {prefix + key: value for key, value in state_dict.items() if not key.startswith('cls_head')}
+
+
+def test_official(official):
+    converted = convert(official)
+    assert (converted.family, converted.source, converted.arch) == ('mpvit', 'official', 'tiny')
+    assert converted.backbone_cfg == dict(type='MPViT', arch='tiny')
+    assert torch.equal(converted.state_dict['head.fc.weight'], official['cls_head.cls.weight'])
+    assert {key.split('.')[0] for key in converted.state_dict} == {'backbone', 'head'}
+    # Every key went somewhere or is accounted for: 14 copies in each of 23 blocks.
+    assert len(converted.state_dict) + len(converted.dropped) == len(official)
+    assert len(converted.dropped) == 14 * 23
+    copy = 'mhca_stages.0.mhca_blks.0.MHCA_layers.0.cpe.proj.weight'
+    assert converted.dropped[copy] == 'equal copy of mhca_stages.0.mhca_blks.0.cpe.proj.weight'
+
+
+def test_detectron2(official):
+    state_dict = under('backbone.bottom_up.backbone.', official)
+    for key in (
+        'backbone.fpn_lateral2.weight',
+        'backbone.fpn_output5.bias',
+        'backbone.top_block.p6.weight',
+        'proposal_generator.rpn_head.conv.weight',
+        'roi_heads.box_head.fc1.weight',
+        'head.cls_score.weight',
+        'pixel_mean',
+    ):
+        state_dict[key] = torch.zeros(1)
+    converted = convert(state_dict)
+    assert (converted.source, converted.arch) == ('detectron2', 'tiny')
+    assert_same_backbone(converted, official)
+    assert set(converted.state_dict) == {f'backbone.{key}' for key in converted.backbone}
+    reasons = [converted.dropped[key] for key in state_dict if 'bottom_up' not in key]
+    assert len(reasons) == 7 and all('detector' in reason for reason in reasons)
+
+
+def test_mmsegmentation_0(official):
+    state_dict = under('backbone.', official)
+    state_dict['decode_head.conv_seg.weight'] = torch.ones(1)
+    state_dict['auxiliary_head.convs.0.bn.running_mean'] = torch.ones(1)
+    converted = convert(state_dict)
+    assert (converted.source, converted.arch) == ('mmseg0', 'tiny')
+    assert_same_backbone(converted, official)
+    assert 'decode_head.conv_seg.weight' in converted.state_dict
+    assert 'auxiliary_head.convs.0.bn.running_mean' in converted.state_dict
+
+
+def test_ours_stays_as_it_is(official):
+    converted = convert(official)
+    again = convert(converted.state_dict)
+    bare = convert(converted.backbone)
+    assert again.source == bare.source == 'mmvitzoo'
+    assert again.state_dict.keys() == converted.state_dict.keys()
+    assert bare.backbone.keys() == converted.backbone.keys()
+
+
+def assert_same_backbone(converted, official):
+    expected = convert(official).backbone
+    assert converted.backbone.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in converted.backbone.items())
+
+
+def test_copies_alone_suffice(official):
+    """safetensors keeps one of the names of a shared tensor, whichever comes first."""
+    primary = [key for key in official if 'mhca_blks.0.cpe' in key or 'mhca_blks.0.crpe' in key]
+    converted = convert({key: value for key, value in official.items() if key not in primary[1:]})
+    MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
+
+
+def test_copies_must_agree(official):
+    key = 'mhca_stages.1.mhca_blks.2.MHCA_layers.1.factoratt_crpe.crpe.conv_list.0.weight'
+    with pytest.raises(CheckpointError, match='one shared tensor, but differ') as error:
+        convert({**official, key: official[key] + 1})
+    assert key in str(error.value)
+
+
+def test_unknown_keys_in_a_known_layout(official):
+    with pytest.raises(CheckpointError, match='mpvit/official has no rule for 2 keys: extra.a, extra.b'):
+        convert({**official, 'extra.a': torch.zeros(1), 'extra.b': torch.zeros(1)})
+
+
+def test_unknown_layout():
+    state_dict = {f'layers.{i}.weight': torch.zeros(1) for i in range(9)}
+    with pytest.raises(CheckpointError, match='mpvit/official, mpvit/detectron2, mpvit/mmseg0') as error:
+        convert(state_dict)
+    assert 'layers.0.weight, layers.1.weight' in str(error.value)
+
+
+def test_family_and_source_restrict(official):
+    assert convert(official, family='mpvit', source='official').source == 'official'
+    with pytest.raises(CheckpointError, match='no layout swin/'):
+        convert(official, family='swin')
+    with pytest.raises(CheckpointError, match='fit no mpvit/detectron2 layout'):
+        convert(official, family='mpvit', source='detectron2')
+
+
+def test_custom_arch():
+    arch = dict(num_paths=(2, 1, 3, 1), num_layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 40), mlp_ratios=(2, 3, 2, 1.5))
+    model = MODELS.build(dict(type='MPViT', arch=arch))
+    converted = convert(model.state_dict())
+    assert converted.arch == arch
+    MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)

@@ -1,0 +1,85 @@
+"""``init_cfg=dict(type='Pretrained')`` on a backbone."""
+
+import logging
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+
+from mmvitzoo.checkpoints import CheckpointError, convert, save
+
+
+@pytest.fixture(scope='module')
+def official(load_golden):
+    return load_golden('mpvit_tiny_official').state_dict
+
+
+@pytest.fixture
+def log(caplog):
+    logger = MMLogger.get_instance('pretrained-test')
+    logger.propagate = True
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def build(checkpoint, **kwargs):
+    config = dict(type='MPViT', arch='tiny', init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
+    config['init_cfg'].update(kwargs.pop('init_cfg', {}))
+    model = MODELS.build({**config, **kwargs})
+    model.init_weights()
+    return model
+
+
+def test_original_file(tmp_path, official, log):
+    torch.save({'model': official}, tmp_path / 'mpvit_tiny.pth')
+    model = build(tmp_path / 'mpvit_tiny.pth')
+    expected = convert(official).backbone
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert 'loaded 549 tensors of arch tiny' in log.text and '(official layout)' in log.text
+    assert 'left out 322 tensors' in log.text and 'equal copy' in log.text
+    assert 'left out 2 tensors' in log.text  # the classifier
+
+
+def test_inside_a_detector(tmp_path, official):
+    """MMEngine initialises modules from the top; nothing may overwrite what was loaded."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    torch.save({'model': official}, tmp_path / 'mpvit_tiny.pth')
+    config = Config.fromfile('configs/mpvit/retinanet_mpvit-tiny_fpn_1x_coco.py')
+    config.model.backbone.init_cfg.checkpoint = str(tmp_path / 'mpvit_tiny.pth')
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    model.init_weights()
+    expected = convert(official).backbone
+    assert all(torch.equal(value, expected[key]) for key, value in model.backbone.state_dict().items())
+
+
+def test_converted_file_with_and_without_prefix(tmp_path, official):
+    converted = convert(official)
+    save(converted.state_dict, tmp_path / 'a.safetensors')
+    for init_cfg in ({}, dict(prefix='backbone.')):
+        model = build(tmp_path / 'a.safetensors', init_cfg=init_cfg, out_indices=(1,))
+        assert torch.equal(model.stem[0].conv.weight, official['stem.0.conv.weight'])
+    with pytest.raises(CheckpointError, match=r"no key starts with 'neck\.'"):
+        build(tmp_path / 'a.safetensors', init_cfg=dict(prefix='neck.'))
+
+
+def test_other_variant(tmp_path, official):
+    torch.save(official, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='a.pth: holds MPViT of arch tiny, which the model is not'):
+        build(tmp_path / 'a.pth', arch='xsmall')
+
+
+def test_other_model(tmp_path):
+    torch.save({'conv1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
+    with pytest.raises(CheckpointError, match='resnet.pth: the keys fit no mpvit/. layout.*conv1.weight'):
+        build(tmp_path / 'resnet.pth')
+
+
+def test_missing_weights(tmp_path, official):
+    incomplete = {key: value for key, value in official.items() if not key.endswith('aggregate.conv.weight')}
+    torch.save(incomplete, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='a.pth: lacks 4 weights of MPViT: stages.0.aggregate.conv.weight'):
+        build(tmp_path / 'a.pth')

@@ -1,0 +1,253 @@
+"""MPViT: parity with the original, the common contract, errors."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmvitzoo.checkpoints import convert
+from mmvitzoo.models import MPViT
+
+PARAMS = dict(tiny=5_843_736, xsmall=10_573_448, small=22_892_400, base=74_845_976)
+# All of the structure, as few channels and blocks as can be.
+SLIM = dict(num_paths=(2, 3, 3, 3), num_layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 40), mlp_ratios=(2, 2, 2, 2))
+
+
+def slim(**kwargs):
+    torch.manual_seed(0)
+    model = MPViT(SLIM, **kwargs)
+    model.init_weights()
+    return model
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('arch', PARAMS)
+def test_equals_original(arch, load_golden):
+    reference = load_golden(f'mpvit_{arch}_official')
+    converted = convert(reference.state_dict)
+    assert converted.arch == arch
+    model = MODELS.build(converted.backbone_cfg).eval()
+    model.load_state_dict(converted.backbone, strict=True)
+    with torch.no_grad():
+        maps = model(reference.input)
+        head = converted.state_dict['head.fc.weight'], converted.state_dict['head.fc.bias']
+        outputs = dict(
+            stem=model.stem(reference.input),
+            logits=nn.functional.linear(maps[-1].mean((2, 3)), *head),
+            **{f'stage{i}': x for i, x in enumerate(maps, 1)},
+        )
+    assert outputs.keys() == reference.case['outputs'].keys()
+    for name, tensor in outputs.items():
+        # Ten times tighter than needed: a wrong eps or GELU already fails.
+        assert reference.error(name, tensor) < 1e-5, name
+    assert sum(p.numel() for p in [*model.parameters(), *head]) == PARAMS[arch]
+
+
+@pytest.mark.parametrize('size', [(32, 32), (197, 331), (64, 33)])
+@pytest.mark.parametrize('training', [False, True])
+def test_any_size(size, training):
+    model = slim().train(training)
+    maps = model(torch.randn(1, 3, *size))
+    expected = [
+        (1, channels, -(-size[0] // stride), -(-size[1] // stride))
+        for channels, stride in zip((24, 32, 40, 40), (4, 8, 16, 32))
+    ]
+    assert [tuple(x.shape) for x in maps] == expected
+    assert model.out_channels == (24, 32, 40, 40)
+    assert all(x.isfinite().all() for x in maps)
+
+
+def test_maps_suit_mmcv_operators():
+    """RoIAlign reads memory as if contiguous: channels-last maps would silently train on noise."""
+    for x in slim().eval()(torch.randn(2, 3, 64, 96)):
+        assert x.is_contiguous()
+
+
+def test_gradients_reach_every_parameter():
+    model = slim().train()
+    loss = sum((x * torch.randn_like(x)).sum() for x in model(torch.randn(2, 3, 64, 96)))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_out_indices_choose_maps_and_build_no_more():
+    full, part = slim(), slim(out_indices=(0, 2))
+    part.load_state_dict(full.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 64)
+    maps = full.eval()(x)
+    chosen = part.eval()(x)
+    assert len(part.stages) == 3
+    assert torch.equal(chosen[0], maps[0]) and torch.equal(chosen[1], maps[2])
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
+def test_frozen_stages(frozen_stages):
+    model = slim(frozen_stages=frozen_stages)
+    before = copy.deepcopy(model.state_dict())
+    assert model.train() is model
+    model(torch.randn(2, 3, 64, 64))
+    for i, part in enumerate([model.stem, *model.stages]):
+        frozen = i <= frozen_stages
+        assert all(p.requires_grad != frozen for p in part.parameters())
+        assert all(m.training != frozen for m in part.modules())
+    for name, value in model.state_dict().items():
+        if name.endswith('running_mean'):
+            part = 0 if name.startswith('stem') else int(name.split('.')[1]) + 1
+            assert torch.equal(value, before[name]) == (part <= frozen_stages), name
+
+
+def test_norm_eval_keeps_statistics():
+    model = slim(norm_eval=True).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    model(torch.randn(2, 3, 64, 64))
+    assert norms and all(not m.training and m.num_batches_tracked == 0 for m in norms)
+    assert model.stages[0].paths[0].training
+
+
+def test_activation_checkpointing_changes_nothing():
+    plain, saving = slim(), slim(with_cp=True)
+    x = torch.randn(2, 3, 64, 64)
+    for model in (plain, saving):
+        sum(out.square().mean() for out in model.train()(x)).backward()
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), saving.buffers()):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_drop_path_acts_in_training_only():
+    model = slim(drop_path_rate=0.5, norm_eval=True)
+    x = torch.randn(1, 3, 64, 64)
+    model.train()
+    assert len({model(x)[-1].sum().item() for _ in range(8)}) > 1
+    model.eval()
+    assert torch.equal(model(x)[-1], model(x)[-1])
+    assert torch.equal(model(x)[-1], slim().eval()(x)[-1])
+
+
+def test_drop_path_grows_linearly():
+    model = slim(drop_path_rate=0.4)
+    rates = [[block.drop_path.drop_prob for block in path.blocks] for stage in model.stages for path in stage.paths]
+    # Paths of a stage share its rates.
+    expected = [[0.0]] * 2 + [[0.1, 0.2]] * 3 + [[0.3]] * 3 + [[0.4]] * 3
+    assert [[pytest.approx(rate) for rate in path] for path in expected] == rates
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast(dtype):
+    model = slim().train()
+    x = torch.randn(2, 3, 96, 64)
+    with torch.autocast('cpu', dtype=dtype):
+        maps = model(x)
+    assert all(out.isfinite().all() for out in maps)
+    sum(out.float().square().mean() for out in maps).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_token_softmax_survives_float16():
+    """Over 36,864 tokens a weight is 2.7e-5: subnormal in float16, most of its digits lost."""
+    from mmvitzoo.models.backbones.mpvit import FactorizedAttention
+
+    torch.manual_seed(0)
+    attention = FactorizedAttention(16)
+    x = torch.randn(1, 192, 192, 16)
+    seen = []
+    attention.proj = nn.Identity()
+    expected = attention(x, torch.zeros_like)
+    with torch.autocast('cpu', dtype=torch.float16):
+        seen = attention(x, torch.zeros_like).float()
+    assert (seen - expected).norm() < 2e-3 * expected.norm()
+
+
+def test_compiles_without_graph_break():
+    model = slim().eval()
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(model(x), compiled(x)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_exports():
+    model = slim().eval()
+    x = torch.randn(2, 3, 64, 96)
+    program = torch.export.export(model, (x,))
+    for a, b in zip(model(x), program.module()(x)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_state_dict_round_trip():
+    torch.manual_seed(1)
+    source, target = MPViT(SLIM), slim()
+    target.load_state_dict(source.state_dict(), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(source.eval()(x), target.eval()(x)))
+
+
+def test_norms_are_as_published():
+    model = slim()
+    assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
+
+
+@pytest.mark.parametrize(
+    'norm_cfg, kind', [(dict(type='SyncBN'), nn.SyncBatchNorm), (dict(type='GN', num_groups=8), nn.GroupNorm)]
+)
+def test_norm_cfg(norm_cfg, kind):
+    model = slim(norm_cfg=norm_cfg).eval()
+    norms = {type(m) for m in model.modules() if 'Norm' in type(m).__name__} - {nn.LayerNorm}
+    assert norms == {kind}
+    model(torch.randn(1, 3, 64, 64))
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = MPViT('tiny')
+    model.init_weights()
+    stage = model.stages[3]
+    qkv = stage.paths[0].blocks[0].attn.qkv
+    assert qkv.weight.std() == pytest.approx(0.02, rel=0.05) and qkv.bias.abs().max() == 0
+    # Variance 2 over the fan-out of one group.
+    assert stage.aggregate.conv.weight.std() == pytest.approx((2 / 216) ** 0.5, rel=0.05)
+    assert stage.paths[0].cpe.weight.std() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert stage.paths[0].cpe.bias.abs().max() == 0
+
+
+def test_layer_depth():
+    model = slim()
+    depth = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.')[0] for name in model.state_dict()}
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (6, 7)
+    assert model.get_layer_depth('stem.0.conv.weight') == (0, 7)
+    assert depth['stem.1.bn.weight'] == 0
+    assert depth['stages.0.paths.1.blocks.0.attn.qkv.weight'] == depth['stages.0.local.1.bn.bias'] == 1
+    assert depth['stages.1.patch_embeds.2.depthwise_conv.conv.weight'] == depth['stages.1.paths.0.cpe.weight'] == 2
+    assert depth['stages.1.paths.2.blocks.1.mlp.fc1.bias'] == depth['stages.1.aggregate.conv.weight'] == 3
+    assert depth['stages.3.aggregate.bn.weight'] == 5
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(arch='huge'), "arch is one of tiny, xsmall, small, base, or a dict, got 'huge'"),
+        (dict(arch=dict(embed_dims=(64, 64, 64, 64))), 'an arch dict has the keys num_paths'),
+        (dict(arch=dict(SLIM, embed_dims=(16, 24, 32, 36))), r'embed_dims are multiples of 8, got \(16, 24, 32, 36\)'),
+        (dict(arch=dict(SLIM, num_layers=(1, 2))), r'num_layers .* 4 stages, got \(1, 2\)'),
+        (dict(out_indices=(0, 4)), r'out_indices is a rising sequence of numbers from 0 to 3, got \(0, 4\)'),
+        (dict(out_indices=()), r'out_indices .* got \(\)'),
+        (dict(out_indices=(2, 1)), r'out_indices .* got \(2, 1\)'),
+        (dict(frozen_stages=5), 'frozen_stages is a number from -1 to 4, got 5'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate is at least 0 and less than 1, got 1.0'),
+    ],
+)
+def test_wrong_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MPViT(**kwargs)
+
+
+@pytest.mark.parametrize('shape', [(1, 3, 31, 64), (1, 3, 64, 16), (3, 64, 64), (1, 4, 64, 64)])
+def test_wrong_input(shape):
+    with pytest.raises(ValueError, match='H and W of at least 32 pixels, got'):
+        slim().eval()(torch.zeros(shape))

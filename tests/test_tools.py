@@ -1,0 +1,123 @@
+"""The command-line tools, run as a user runs them."""
+
+import re
+from importlib.metadata import packages_distributions
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from mmvitzoo.checkpoints import convert, load
+
+MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
+MMDET = packages_distributions()['mmdet'][0]  # mmdet, or onedl-mmdetection on the second stack
+# Two iterations and two validation images.
+SHORT = (
+    '--cfg-options train_dataloader.dataset.indices=8 val_dataloader.dataset.indices=2 '
+    'test_dataloader.dataset.indices=2 train_cfg.val_interval=1 default_hooks.logger.interval=1 '
+)
+
+
+def losses(output):
+    """The training losses in a log, in order."""
+    return [float(x) for x in re.findall(r'Epoch\(train\).* loss: (\S+)', output)]
+
+
+@pytest.mark.stack
+def test_mim_trains_resumes_and_tests(run, workspace):
+    command = f'mim train {MMDET} {MINI_CONFIG} --gpus 0 --work-dir work_dirs/end-to-end'
+    first = run(f'{command} {SHORT} train_cfg.max_epochs=1')
+    assert len(losses(first)) == 2 and 'coco/bbox_mAP' in first and 'coco/segm_mAP' in first
+    second = run(f'{command} --resume {SHORT} train_cfg.max_epochs=2')
+    assert 'resumed epoch: 1, iter: 2' in second and len(losses(second)) == 2
+    checkpoint = (workspace / 'work_dirs/end-to-end/last_checkpoint').read_text()
+    assert checkpoint.endswith('epoch_2.pth')
+    tested = run(f'mim test {MMDET} {MINI_CONFIG} --checkpoint {checkpoint} --gpus 0 {SHORT}')
+    assert 'Load checkpoint from' in tested and 'coco/segm_mAP' in tested
+
+    # The demo's pictures of it.
+    run(
+        f'python tools/visualization/predictions.py {MINI_CONFIG} {checkpoint} --out p.png --num-images 3 --score-thr 0'
+    )
+    run('python tools/analysis_tools/curves.py work_dirs/end-to-end --out c.png')
+    for name in ('p.png', 'c.png'):
+        picture = plt.imread(workspace / name)
+        assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.05
+
+
+@pytest.mark.stack
+def test_mim_trains_through_this_package(run):
+    output = run(f'mim train mmvitzoo {MINI_CONFIG} --gpus 0 --work-dir work_dirs/own {SHORT} train_cfg.max_epochs=1')
+    assert len(losses(output)) == 2 and 'coco/bbox_mAP' in output
+
+
+def test_two_processes_train_and_test_without_gpu(run):
+    """SyncBN, which the COCO configs have, exists only on GPUs: each process normalises its batch."""
+    options = f'{SHORT} train_cfg.max_epochs=1 model.backbone.norm_cfg.type=SyncBN train_dataloader.batch_size=2'
+    work_dir = '--work-dir work_dirs/two'
+    output = run(f'tools/dist_train.sh {MINI_CONFIG} 2 {work_dir} {options}', PORT='29511')
+    assert 'the processes talk through gloo' in output and len(losses(output)) == 2
+    output = run(f'tools/dist_test.sh {MINI_CONFIG} work_dirs/two/epoch_1.pth 2 {work_dir} {options}', PORT='29512')
+    assert 'coco/segm_mAP' in output
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_wrong_use_of_train_and_test(run, tmp_path, tool):
+    assert f'usage: {tool}.py CONFIG' in run(f'python tools/{tool}.py', fails=True)
+    assert 'nowhere.py: no such config' in run(f'python tools/{tool}.py nowhere.py', fails=True)
+    (tmp_path / 'config.py').write_text("default_scope = 'mmpose'")
+    message = run(f'python tools/{tool}.py {tmp_path}/config.py', fails=True)
+    assert "default_scope is one of mmdet, mmseg, mmpretrain, got 'mmpose'" in message
+    assert '--cfg-options' in run(f'python tools/{tool}.py {MINI_CONFIG} -h')
+
+
+@pytest.mark.parametrize('tool', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
+def test_shell_scripts_say_how_they_are_used(run, tool):
+    assert f'usage: tools/{tool}.sh ' in run(f'tools/{tool}.sh', fails=True)
+
+
+@pytest.mark.parametrize('tool, arguments', [('train', 'c.py dir'), ('test', 'c.py c.pth')])
+def test_slurm(run, tmp_path, tool, arguments):
+    """What srun would be asked to do."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\necho srun "$@"\n')
+    srun.chmod(0o755)
+    env = dict(GPUS='16', GPUS_PER_NODE='4', SRUN_ARGS='--quiet --exclusive')
+    output = run(f'env PATH={tmp_path}:/usr/bin:/bin tools/slurm_{tool}.sh part job {arguments} --amp', **env)
+    for expected in (
+        '-p part',
+        '--job-name=job',
+        '--gres=gpu:4',
+        '--ntasks=16',
+        '--quiet --exclusive',
+        '--launcher=slurm --amp',
+    ):
+        assert expected in output
+
+
+def test_official2mm(run, workspace, load_golden):
+    official = load_golden('mpvit_tiny_official').state_dict
+    torch.save({'model': official}, workspace / 'mpvit_tiny.pth')
+    command = 'python tools/model_converters/official2mm.py mpvit_tiny.pth out/mm.pth'
+    output = run(command)
+    assert re.search(r'family +mpvit \(official layout\)', output) and re.search(r'variant +tiny', output)
+    assert re.search(r'tensors +551', output) and re.search(r'dropped +322: equal copy', output)
+    written = load(workspace / 'out' / 'mm.pth')
+    assert written.keys() == convert(official).state_dict.keys()
+    assert 'out/mm.pth: exists already and is not overwritten; --force replaces it' in run(command, fails=True)
+    run(f'{command} --force')
+
+    (workspace / 'page.pth').write_text('<html>')
+    message = run('python tools/model_converters/official2mm.py page.pth out/page.pth', fails=True)
+    assert message.count('\n') == 1 and 'page.pth: is neither' in message
+    torch.save({'conv.weight': torch.zeros(1)}, workspace / 'other.pth')
+    message = run('python tools/model_converters/official2mm.py other.pth out/page.pth', fails=True)
+    assert message.count('\n') == 1 and 'other.pth: the keys fit no layout' in message
+    assert not (workspace / 'out' / 'page.pth').exists()
+
+
+def test_make_mini_coco(run, workspace):
+    assert 'digits to train' in run('python tools/dataset_converters/make_mini_coco.py other/mini')
+    assert (workspace / 'other/mini/annotations/instances_val.json').is_file()
+    (workspace / 'taken').mkdir()
+    assert 'choose another folder' in run('python tools/dataset_converters/make_mini_coco.py taken', fails=True)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# dist_train.sh CONFIG GPUS [ARGUMENTS]: trains with GPUS processes on this machine; without a GPU
+# they run on the CPU. Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+    echo "usage: $0 CONFIG GPUS [arguments of tools/train.py]" >&2
+    exit 2
+fi
+config=$1
+gpus=$2
+
+exec torchrun \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --nproc_per_node="$gpus" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    "$(dirname "$0")/train.py" "$config" --launcher pytorch "${@:3}"

@@ -1,0 +1,83 @@
+"""Draws a detector's predictions beside the ground truth: predictions.py CONFIG CHECKPOINT --out PNG.
+
+The images are the first of the config's validation set, which is in COCO format.
+"""
+
+import argparse
+import os.path as osp
+
+import matplotlib.pyplot as plt
+import mmcv
+import numpy as np
+from matplotlib.patches import Rectangle
+from mmdet.apis import inference_detector, init_detector
+from mmengine.config import Config
+from pycocotools.coco import COCO
+
+COLORS = plt.get_cmap('tab10').colors
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('--out', required=True, help='the picture to write')
+    parser.add_argument('--num-images', type=int, default=12)
+    parser.add_argument('--columns', type=int, default=3, help='pairs of pictures in a row')
+    parser.add_argument('--score-thr', type=float, default=0.5, help='leave out predictions below this score')
+    args = parser.parse_args()
+
+    config = Config.fromfile(args.config)
+    dataset = config.val_dataloader.dataset
+    coco = COCO(osp.join(dataset.data_root, dataset.ann_file))
+    classes = [coco.cats[i]['name'] for i in sorted(coco.cats)]
+    model = init_detector(config, args.checkpoint, device='cpu')
+
+    images = coco.loadImgs(sorted(coco.imgs)[: args.num_images])
+    rows = -(-len(images) // args.columns)
+    figure, axes = plt.subplots(rows, 2 * args.columns, figsize=(5 * args.columns, 2.7 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis('off')
+    for number, info in enumerate(images):
+        path = osp.join(dataset.data_root, dataset.data_prefix['img'], info['file_name'])
+        image = mmcv.imread(path, channel_order='rgb')
+        truth, predicted = axes.flat[2 * number : 2 * number + 2]
+        draw(truth, image, annotated(coco, info['id']), 'ground truth')
+        draw(predicted, image, detected(inference_detector(model, path), args.score_thr, classes), 'predicted')
+    figure.tight_layout(pad=0.4)
+    figure.savefig(args.out, dpi=110)
+    print(f'{args.out}: {len(images)} images')
+
+
+def annotated(coco, image_id):
+    """(name, box as x1 y1 x2 y2, mask) of every annotated object."""
+    for ann in coco.loadAnns(coco.getAnnIds(image_id)):
+        x, y, w, h = ann['bbox']
+        yield coco.cats[ann['category_id']]['name'], (x, y, x + w, y + h), coco.annToMask(ann).astype(bool)
+
+
+def detected(result, score_thr, classes):
+    """The same of every detection above the threshold; the name includes the score."""
+    instances = result.pred_instances
+    for instance in instances[instances.scores >= score_thr].numpy():
+        name = f'{classes[int(instance.labels[0])]} {instance.scores[0]:.2f}'
+        yield name, instance.bboxes[0], instance.masks[0].astype(bool)
+
+
+def draw(axis, image, objects, title):
+    canvas = image.astype(np.float32) / 255
+    labels = []
+    for number, (name, (x1, y1, x2, y2), mask) in enumerate(objects):
+        color = COLORS[number % len(COLORS)]
+        canvas[mask] = 0.4 * canvas[mask] + 0.6 * np.array(color)
+        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.5))
+        labels.append((x1, y1, name, color))
+    for x, y, name, color in labels:
+        box = dict(facecolor=color, edgecolor='none', pad=1)
+        axis.text(x, max(y - 2, 5), name, color='white', fontsize=8, va='bottom', bbox=box, clip_on=True)
+    axis.imshow(canvas)
+    axis.set_title(title, fontsize=9)
+
+
+if __name__ == '__main__':
+    main()
