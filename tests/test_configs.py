@@ -35,11 +35,12 @@ DROP_PATH = {'tiny': 0.1, 'xsmall': 0.1, 'small': 0.2, 'base': 0.4}
 CLASSIFIER_DROP_PATH = {'tiny': 0, 'xsmall': 0, 'small': 0.05, 'base': 0.3}
 
 
-def build(name, **backbone):
+def build(name):
     config = Config.fromfile(ROOT / 'configs' / name)
     init_default_scope(config.default_scope)
     config.model.backbone.pop('init_cfg', None)  # a file of the authors
-    config.model.backbone.update(backbone)
+    if 'data_preprocessor' in config:  # MMPretrain's, which the Runner hands to the model
+        config.model.data_preprocessor = config.data_preprocessor
     torch.manual_seed(0)
     model = MODELS.build(config.model)
     model.init_weights()
@@ -156,7 +157,7 @@ def test_layer_decay_of_mmpretrain():
     wrapper = build_optim_wrapper(
         model,
         dict(
-            optimizer=dict(type='AdamW', lr=1.0),
+            optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
             constructor='LearningRateDecayOptimWrapperConstructor',
             paramwise_cfg=dict(layer_decay_rate=0.5),
         ),

@@ -23,7 +23,17 @@ def python(code, *path):
 def test_wheel_carries_configs_and_tools(tmp_path):
     ignored = shutil.ignore_patterns('.*', '__pycache__', 'data', 'work_dirs', 'tests')
     shutil.copytree(ROOT, tmp_path / 'source', ignore=ignored)
-    command = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path, 'source']
+    command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '--no-deps',
+        '--no-build-isolation',
+        '-w',
+        tmp_path,
+        tmp_path / 'source',
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob('*.whl')

@@ -57,13 +57,13 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         CheckpointError: An unknown family or layout, keys that no rule covers, or copies of a
             shared tensor that disagree.
     """
-    known = ', '.join(f'{layout.family}/{layout.source}' for layout in LAYOUTS)
+    known = ', '.join(dict.fromkeys(f'{layout.family}/{layout.source}' for layout in LAYOUTS))
     layouts = [x for x in LAYOUTS if family in (None, x.family) and source in (None, x.source)]
     if not layouts:
         raise CheckpointError(f'no layout {family or "*"}/{source or "*"}; known are {known}')
     layout = next((x for x in layouts if x.signature in state_dict), None)
     if layout is None:
-        wanted = '' if len(layouts) == len(LAYOUTS) else f' {family or "*"}/{source or "*"}'
+        wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
         raise CheckpointError(
             f'the keys fit no{wanted} layout; known are {known}; first keys: {", ".join(list(state_dict)[:5])}'
         )
@@ -84,7 +84,7 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
             if name not in renamed:
                 renamed[name], origin[name] = value, key
             elif torch.equal(renamed[name], value):
-                dropped[key] = f'equal copy of {origin[name]}'
+                dropped[key] = 'equal copy of a shared tensor'
             else:
                 raise CheckpointError(f'{origin[name]} and {key} are one shared tensor, but differ')
     if unmatched:

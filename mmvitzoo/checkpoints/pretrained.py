@@ -47,6 +47,6 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         logger='current',
     )
     others = [key for key in converted.state_dict if not key.startswith('backbone.')]
-    left_out = [*converted.dropped.items(), *((key, 'not in this backbone') for key in [*unexpected, *others])]
-    for reason, count in Counter(reason.split(' of ')[0] for _, reason in left_out).items():
+    reasons = [*converted.dropped.values(), *['not in this backbone'] * len([*unexpected, *others])]
+    for reason, count in Counter(reasons).items():
         print_log(f'{name}: left out {count} tensors of {checkpoint}: {reason}', logger='current')

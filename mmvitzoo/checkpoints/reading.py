@@ -6,7 +6,7 @@ import os
 import pickle
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any, Dict, Mapping, Union
 from urllib.parse import urlparse
 
@@ -89,8 +89,17 @@ def _read_torch(path: str) -> Any:
     if digit_version(torch.__version__) >= digit_version('2.6.0'):
         return torch.load(path, map_location='cpu', weights_only=True)
     # Before 2.6, weights_only could be tricked and knows no MMEngine names.
-    pickle_module = SimpleNamespace(Unpickler=TorchUnpickler, load=lambda file, **kw: TorchUnpickler(file, **kw).load())
+    pickle_module = ModuleType('restricted')
+    pickle_module.Unpickler = TorchUnpickler
+    pickle_module.load = lambda file, **kwargs: TorchUnpickler(file, **kwargs).load()
     return torch.load(path, map_location='cpu', weights_only=False, pickle_module=pickle_module)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How pickles of protocol 2 spell bytes."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'refused encoding {encoding!r}')
+    return codecs.encode(text, encoding)
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -110,6 +119,7 @@ class TorchUnpickler(RestrictedUnpickler):
 
     names = {
         **trusted_names(),
+        '_codecs.encode': _encode,
         'collections.OrderedDict': collections.OrderedDict,
         'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
         'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
@@ -122,13 +132,6 @@ def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     if (kind, shape) != ('ndarray', (0,)):
         raise pickle.UnpicklingError(f'refused an array that claims {shape} items before its data')
     return np.empty((0,), np.int8)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 spell bytes."""
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'refused encoding {encoding!r}')
-    return codecs.encode(text, encoding)
 
 
 class ArrayUnpickler(RestrictedUnpickler):

@@ -29,6 +29,7 @@ def trusted_names() -> Dict[str, Any]:
     multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
     names = {
         'builtins.getattr': history_method,
+        '__builtin__.getattr': history_method,  # its name in pickles of protocol 2
         'argparse.Namespace': argparse.Namespace,
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
         'numpy.ndarray': ndarray,

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from evil import attacks
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from mmvitzoo.checkpoints import load
@@ -37,27 +38,11 @@ def test_runner_checkpoint_loads_on_older_torch(runner_checkpoint, monkeypatch):
     assert load(runner_checkpoint)['w'].tolist() == [1, 1]
 
 
-class Evil:
-    def __init__(self, *call):
-        self.call = call
-
-    def __reduce__(self):
-        return self.call[0], self.call[1:]
-
-
 @pytest.mark.stack
-@pytest.mark.parametrize(
-    'evil',
-    [
-        lambda target: Evil(os.system, f'touch {target}'),
-        lambda target: Evil(getattr, HistoryBuffer, '__init__'),
-        lambda target: Evil(Evil(getattr, HistoryBuffer, 'mean'), f'touch {target}'),
-        lambda target: Evil(eval, f'open({str(target)!r}, "w")'),
-    ],
-)
-def test_malicious_pickle_still_fails(tmp_path, evil):
+@pytest.mark.parametrize('attack', attacks('x'))
+def test_malicious_pickle_still_fails(tmp_path, attack):
     path, target = tmp_path / 'evil.pth', tmp_path / 'executed'
-    torch.save({'state_dict': {}, 'message_hub': evil(target)}, path)
+    torch.save({'state_dict': {}, 'message_hub': attacks(target)[attack]}, path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
     assert not target.exists()

@@ -49,9 +49,11 @@ def test_equals_original(arch, load_golden):
 @pytest.mark.parametrize('training', [False, True])
 def test_any_size(size, training):
     model = slim().train(training)
-    maps = model(torch.randn(1, 3, *size))
+    # A BatchNorm in training needs two values a channel; at 32 x 32, stage 4 has one an image.
+    batch = 2 if training and size == (32, 32) else 1
+    maps = model(torch.randn(batch, 3, *size))
     expected = [
-        (1, channels, -(-size[0] // stride), -(-size[1] // stride))
+        (batch, channels, -(-size[0] // stride), -(-size[1] // stride))
         for channels, stride in zip((24, 32, 40, 40), (4, 8, 16, 32))
     ]
     assert [tuple(x.shape) for x in maps] == expected
@@ -154,7 +156,6 @@ def test_token_softmax_survives_float16():
     torch.manual_seed(0)
     attention = FactorizedAttention(16)
     x = torch.randn(1, 192, 192, 16)
-    seen = []
     attention.proj = nn.Identity()
     expected = attention(x, torch.zeros_like)
     with torch.autocast('cpu', dtype=torch.float16):
@@ -163,20 +164,24 @@ def test_token_softmax_survives_float16():
 
 
 def test_compiles_without_graph_break():
-    model = slim().eval()
+    model = slim(out_indices=(0, 1)).eval()  # two stages hold every kind of module
     compiled = torch.compile(model, fullgraph=True)
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
-        for a, b in zip(model(x), compiled(x)):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert_same_maps(compiled(x), model(x))
 
 
 def test_exports():
     model = slim().eval()
     x = torch.randn(2, 3, 64, 96)
     program = torch.export.export(model, (x,))
-    for a, b in zip(model(x), program.module()(x)):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert_same_maps(program.module()(x), model(x))
+
+
+def assert_same_maps(maps, expected):
+    assert len(maps) == len(expected)
+    for a, b in zip(maps, expected):
+        assert (a - b).norm() < 1e-5 * b.norm()
 
 
 def test_state_dict_round_trip():
@@ -198,8 +203,8 @@ def test_norms_are_as_published():
 )
 def test_norm_cfg(norm_cfg, kind):
     model = slim(norm_cfg=norm_cfg).eval()
-    norms = {type(m) for m in model.modules() if 'Norm' in type(m).__name__} - {nn.LayerNorm}
-    assert norms == {kind}
+    norms = [m for m in model.modules() if 'Norm' in type(m).__name__ and not isinstance(m, nn.LayerNorm)]
+    assert norms and all(isinstance(m, kind) for m in norms)
     model(torch.randn(1, 3, 64, 64))
 
 
@@ -207,13 +212,12 @@ def test_initialisation():
     torch.manual_seed(0)
     model = MPViT('tiny')
     model.init_weights()
-    stage = model.stages[3]
-    qkv = stage.paths[0].blocks[0].attn.qkv
-    assert qkv.weight.std() == pytest.approx(0.02, rel=0.05) and qkv.bias.abs().max() == 0
+    weights = {name: value.std().item() for name, value in model.state_dict().items() if name.endswith('weight')}
+    assert weights['stages.3.paths.0.blocks.0.attn.qkv.weight'] == pytest.approx(0.02, rel=0.05)
     # Variance 2 over the fan-out of one group.
-    assert stage.aggregate.conv.weight.std() == pytest.approx((2 / 216) ** 0.5, rel=0.05)
-    assert stage.paths[0].cpe.weight.std() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
-    assert stage.paths[0].cpe.bias.abs().max() == 0
+    assert weights['stages.3.aggregate.conv.weight'] == pytest.approx((2 / 216) ** 0.5, rel=0.05)
+    assert weights['stages.3.paths.0.cpe.weight'] == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert all(value.abs().max() == 0 for name, value in model.state_dict().items() if name.endswith('bias'))
 
 
 def test_layer_depth():

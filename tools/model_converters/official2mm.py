@@ -28,8 +28,7 @@ def main():
     print(f'family   {converted.family} ({converted.source} layout)')
     print(f'variant  {converted.arch}')
     print(f'tensors  {len(converted.state_dict)}')
-    reasons = Counter(reason.split(' of ')[0] for reason in converted.dropped.values())
-    for reason, count in reasons.items():
+    for reason, count in Counter(converted.dropped.values()).items():
         print(f'dropped  {count}: {reason}')
     print(f'written  {args.dst}')
 
