@@ -13,7 +13,7 @@ MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 MMDET = packages_distributions()['mmdet'][0]  # mmdet, or onedl-mmdetection on the second stack
 # Two iterations and two validation images.
 SHORT = (
-    '--cfg-options train_dataloader.dataset.indices=8 val_dataloader.dataset.indices=2 '
+    '--cfg-options train_dataloader.dataset.indices=4 val_dataloader.dataset.indices=2 '
     'test_dataloader.dataset.indices=2 train_cfg.val_interval=1 default_hooks.logger.interval=1 '
 )
 
@@ -53,7 +53,7 @@ def test_mim_trains_through_this_package(run):
 
 def test_two_processes_train_and_test_without_gpu(run):
     """SyncBN, which the COCO configs have, exists only on GPUs: each process normalises its batch."""
-    options = f'{SHORT} train_cfg.max_epochs=1 model.backbone.norm_cfg.type=SyncBN train_dataloader.batch_size=2'
+    options = f'{SHORT} train_cfg.max_epochs=1 model.backbone.norm_cfg.type=SyncBN'
     work_dir = '--work-dir work_dirs/two'
     output = run(f'tools/dist_train.sh {MINI_CONFIG} 2 {work_dir} {options}', PORT='29511')
     assert 'the processes talk through gloo' in output and len(losses(output)) == 2

@@ -236,7 +236,7 @@ def test_layer_depth():
     'kwargs, message',
     [
         (dict(arch='huge'), "arch is one of tiny, xsmall, small, base, or a dict, got 'huge'"),
-        (dict(arch=dict(embed_dims=(64, 64, 64, 64))), 'an arch dict has the keys num_paths'),
+        (dict(arch=dict(embed_dims=(64, 64, 64, 64))), 'keys of an arch dict are num_paths, .* got embed_dims'),
         (dict(arch=dict(SLIM, embed_dims=(16, 24, 32, 36))), r'embed_dims are multiples of 8, got \(16, 24, 32, 36\)'),
         (dict(arch=dict(SLIM, num_layers=(1, 2))), r'num_layers .* 4 stages, got \(1, 2\)'),
         (dict(out_indices=(0, 4)), r'out_indices is a rising sequence of numbers from 0 to 3, got \(0, 4\)'),

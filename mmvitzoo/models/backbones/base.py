@@ -48,40 +48,40 @@ class Backbone(BaseModule):
         indices = list(out_indices) if isinstance(out_indices, Sequence) else [out_indices]
         if not indices or indices != sorted(set(indices) & set(range(num_outputs))):
             raise ValueError(
-                f'{self._name}: out_indices is a rising sequence of numbers from 0 to {num_outputs - 1}, '
+                f'{self._get_name()}: out_indices is a rising sequence of numbers from 0 to {num_outputs - 1}, '
                 f'got {out_indices!r}'
             )
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'{self._name}: drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}')
+            raise ValueError(
+                f'{self._get_name()}: drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}'
+            )
         if frozen_stages not in range(-1, indices[-1] + 2):
             raise ValueError(
-                f'{self._name}: frozen_stages is a number from -1 to {indices[-1] + 1}, got {frozen_stages!r}'
+                f'{self._get_name()}: frozen_stages is a number from -1 to {indices[-1] + 1}, got {frozen_stages!r}'
             )
         self.out_indices = tuple(indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
 
     def _resolve_arch(self, arch: Union[str, Dict[str, Any]]) -> Dict[str, Any]:
         if isinstance(arch, dict):
             wanted = next(iter(self.arch_zoo.values()))
             if set(arch) != set(wanted):
                 raise ValueError(
-                    f'{self._name}: an arch dict has the keys {", ".join(wanted)}, got {", ".join(map(str, arch))}'
+                    f'{self._get_name()}: the keys of an arch dict are {", ".join(wanted)}; '
+                    f'got {", ".join(map(str, arch))}'
                 )
             return dict(arch)
         if arch not in self.arch_zoo:
-            raise ValueError(f'{self._name}: arch is one of {", ".join(self.arch_zoo)}, or a dict, got {arch!r}')
+            raise ValueError(f'{self._get_name()}: arch is one of {", ".join(self.arch_zoo)}, or a dict, got {arch!r}')
         return dict(self.arch_zoo[arch])
 
     def check_input(self, x: Tensor) -> None:
         """Raises ValueError unless ``x`` is (B, 3, H, W) with H and W of at least 32 pixels."""
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
             raise ValueError(
-                f'{self._name}: input is (B, 3, H, W) with H and W of at least {MIN_SIZE} pixels, got {tuple(x.shape)}'
+                f'{self._get_name()}: input is (B, 3, H, W) with H and W of at least {MIN_SIZE} pixels, '
+                f'got {tuple(x.shape)}'
             )
 
     def stages_to_freeze(self) -> List[nn.Module]:

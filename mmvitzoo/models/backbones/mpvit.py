@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
+from einops import rearrange
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmengine.registry import MODELS
 from timm.layers import DropPath, Mlp
@@ -65,13 +66,13 @@ class FactorizedAttention(nn.Module):
     def forward(self, x: Tensor, crpe: nn.Module) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); ``crpe`` belongs to the encoder, its blocks share it."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        per_head = (NUM_HEADS, -1)
         # Over many tokens the softmax is smaller than what half precision can hold.
         with torch.autocast(x.device.type, enabled=False):
-            k = k.flatten(1, 2).float().softmax(dim=1).unflatten(-1, per_head)
-            context = k.permute(0, 2, 3, 1) @ v.flatten(1, 2).float().unflatten(-1, per_head).transpose(1, 2)
-        content = q.flatten(1, 2).unflatten(-1, per_head).transpose(1, 2) @ (self.scale * context).to(q.dtype)
-        content = content.transpose(1, 2).reshape(x.shape)
+            k = k.flatten(1, 2).float().softmax(dim=1)
+            k = rearrange(k, 'b n (heads c) -> b heads c n', heads=NUM_HEADS)
+            context = self.scale * (k @ rearrange(v.float(), 'b h w (heads c) -> b heads (h w) c', heads=NUM_HEADS))
+        content = rearrange(q, 'b h w (heads c) -> b heads (h w) c', heads=NUM_HEADS) @ context.to(q.dtype)
+        content = rearrange(content, 'b heads (h w) c -> b h w (heads c)', h=x.shape[1])
         return self.proj(content + q * crpe(v))
 
 
