@@ -34,7 +34,8 @@ def run_toolbox_script(name: str) -> None:
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     path = next((arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))), None)
     if path is None:
-        sys.exit(f'usage: {name}.py CONFIG [arguments of the toolbox that it is for; CONFIG -h lists them]')
+        print(f'usage: {name}.py CONFIG [arguments of the toolbox that it is for; CONFIG -h lists them]')
+        sys.exit('-h' not in sys.argv and '--help' not in sys.argv)
     if not os.path.isfile(path):
         sys.exit(f'{path}: no such config')
     config = Config.fromfile(path)

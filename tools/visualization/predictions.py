@@ -50,31 +50,33 @@ def main():
 
 
 def annotated(coco, image_id):
-    """(name, box as x1 y1 x2 y2, mask) of every annotated object."""
+    """(class, text, box as x1 y1 x2 y2, mask) of every annotated object."""
+    numbers = {category: number for number, category in enumerate(sorted(coco.cats))}
     for ann in coco.loadAnns(coco.getAnnIds(image_id)):
         x, y, w, h = ann['bbox']
-        yield coco.cats[ann['category_id']]['name'], (x, y, x + w, y + h), coco.annToMask(ann).astype(bool)
+        text = coco.cats[ann['category_id']]['name']
+        yield numbers[ann['category_id']], text, (x, y, x + w, y + h), coco.annToMask(ann).astype(bool)
 
 
 def detected(result, score_thr, classes):
-    """The same of every detection above the threshold; the name includes the score."""
+    """The same of every detection above the threshold; the text includes the score."""
     instances = result.pred_instances
     for instance in instances[instances.scores >= score_thr].numpy():
-        name = f'{classes[int(instance.labels[0])]} {instance.scores[0]:.2f}'
-        yield name, instance.bboxes[0], instance.masks[0].astype(bool)
+        number = int(instance.labels[0])
+        yield number, f'{classes[number]} {instance.scores[0]:.2f}', instance.bboxes[0], instance.masks[0].astype(bool)
 
 
 def draw(axis, image, objects, title):
     canvas = image.astype(np.float32) / 255
     labels = []
-    for number, (name, (x1, y1, x2, y2), mask) in enumerate(objects):
+    for number, text, (x1, y1, x2, y2), mask in objects:
         color = COLORS[number % len(COLORS)]
         canvas[mask] = 0.4 * canvas[mask] + 0.6 * np.array(color)
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.5))
-        labels.append((x1, y1, name, color))
-    for x, y, name, color in labels:
+        labels.append((x1, y1, text, color))
+    for x, y, text, color in labels:
         box = dict(facecolor=color, edgecolor='none', pad=1)
-        axis.text(x, max(y - 2, 5), name, color='white', fontsize=8, va='bottom', bbox=box, clip_on=True)
+        axis.text(x, max(y - 2, 5), text, color='white', fontsize=8, va='bottom', bbox=box, clip_on=True)
     axis.imshow(canvas)
     axis.set_title(title, fontsize=9)
 

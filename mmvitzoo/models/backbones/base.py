@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List, Optional, Sequence, Union
 
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -108,7 +108,7 @@ class Backbone(BaseModule):
     def init_weights(self) -> None:
         """Loads ``init_cfg``'s checkpoint, or initialises as the original implementations do."""
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        pretrained = [config for config in configs if config.get('type') == 'Pretrained']
+        pretrained = [config for config in configs if config.get('type') in ('Pretrained', PretrainedInit)]
         if pretrained:
             load_pretrained(self, pretrained[-1]['checkpoint'], pretrained[-1].get('prefix'))
             self.is_init = True
