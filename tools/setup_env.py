@@ -44,10 +44,10 @@ def main():
 
     started = time.time()
     print(f'Setting up {args.venv} for the {args.stack} stack; mmcv takes about 10 minutes to compile', flush=True)
-    if not (args.venv / 'bin' / 'python').exists():
-        run([sys.executable, '-m', 'venv', args.venv], 'making the environment')
+    args.venv.mkdir(parents=True, exist_ok=True)
     log = args.venv / 'setup.log'
     log.write_text('')
+    run([sys.executable, '-m', 'venv', args.venv], 'making the environment', log)
     pip = [args.venv / 'bin' / 'python', '-m', 'pip', '--disable-pip-version-check']
     pins = [line.strip() for line in requirements.read_text().splitlines() if line.strip() and line[0] != '#']
     core = [pin for pin in pins if re.split('[=<>]', pin)[0] in CORE]
@@ -135,11 +135,11 @@ def install_project(pip, venv, log):
         link.symlink_to(ROOT / 'mmvitzoo')
 
 
-def run(command, label, log=None, env=None):
+def run(command, label, log, env=None):
     """Runs a command with a live line of what it does; its output goes to the log."""
     live = sys.stdout.isatty()
     started = shown = time.time()
-    with open(log or os.devnull, 'ab') as out:
+    with open(log, 'ab') as out:
         out.write(f'\n$ {" ".join(map(str, command))}\n'.encode())
         out.flush()
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, env=env)
@@ -153,7 +153,7 @@ def run(command, label, log=None, env=None):
                     line = f'  {label}: {clock(shown - started)}{progress(log)}'
                     print(f'\r{line:<76}' if live else line, end='' if live else '\n', flush=True)
     if process.returncode:
-        tail = log.read_text(errors='replace').splitlines()[-15:] if log else []
+        tail = log.read_text(errors='replace').splitlines()[-15:]
         stop(f'{label} failed; the end of {log}:\n  ' + '\n  '.join(tail))
     line = f'  {label}: done in {clock(time.time() - started)}'
     print(f'\r{line:<76}' if live else line, flush=True)
@@ -161,8 +161,6 @@ def run(command, label, log=None, env=None):
 
 def progress(log):
     """How many files ninja has compiled, as the end of the log tells."""
-    if log is None:
-        return ''
     with open(log, 'rb') as file:
         file.seek(max(0, log.stat().st_size - 20000))
         steps = re.findall(rb'^\s*\[(\d+)/(\d+)\]', file.read(), re.MULTILINE)
