@@ -16,6 +16,10 @@ PYTEST := python -m pytest -n 2 $(if $(filter onedl,$(STACK)),-m stack) $(ARGS)
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MPLBACKEND := Agg
+# Without nvcc the operators are compiled for the CPU: keep away from a GPU that cannot run them.
+ifeq ($(shell command -v nvcc),)
+export CUDA_VISIBLE_DEVICES :=
+endif
 
 .PHONY: env demo test lint clean
 
@@ -26,7 +30,6 @@ env:
 demo: env
 	python tools/dataset_converters/make_mini_coco.py data/mini
 	mim train $(MIM_DET) $(DEMO_CONFIG) --gpus 0 --work-dir $(DEMO_DIR)
-	mim test $(MIM_DET) $(DEMO_CONFIG) --checkpoint `cat $(DEMO_DIR)/last_checkpoint` --gpus 0 --work-dir $(DEMO_DIR)/test
 	python tools/visualization/predictions.py $(DEMO_CONFIG) `cat $(DEMO_DIR)/last_checkpoint` \
 		--out $(DEMO_DIR)/predictions.png
 	python tools/analysis_tools/curves.py $(DEMO_DIR) --out $(DEMO_DIR)/curves.png

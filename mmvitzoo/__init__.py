@@ -4,6 +4,7 @@
 checks what it stands on, registers every model and lets MMEngine load its own checkpoints.
 """
 
+import re
 from importlib import import_module
 
 from .version import __version__
@@ -13,9 +14,14 @@ REQUIRED = (
     ('torch', '2.1.0', 'pip install "torch>=2.1"'),
     ('mmengine', '0.8.0', 'mim install mmengine'),
     ('mmcv', '2.0.0', 'mim install "mmcv>=2.0.0"  (or mmcv-lite, for the backbones alone)'),
+    ('einops', '0.6.1', 'pip install "einops>=0.6.1"'),
     ('timm', '0.9.0', 'pip install "timm>=0.9"'),
     ('safetensors', '0.3.1', 'pip install "safetensors>=0.3.1"'),
 )
+
+
+def _numbers(version: str) -> list:
+    return [int(number) for number in re.findall('[0-9]+', version)[:3]]
 
 
 def _check_requirements() -> None:
@@ -26,7 +32,7 @@ def _check_requirements() -> None:
             if error.name != name:
                 raise
             raise ImportError(f'mmvitzoo needs {name} >= {oldest}, which is not installed: {remedy}') from None
-        if tuple(map(int, version.split('+')[0].split('.')[:2])) < tuple(map(int, oldest.split('.')[:2])):
+        if _numbers(version) < _numbers(oldest):
             raise ImportError(f'mmvitzoo needs {name} >= {oldest}, found {version}: {remedy}')
 
 

@@ -96,9 +96,14 @@ def test_interrupted_build_leaves_the_old_one(mini, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mini_coco, '_write_split', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        build_mini_coco(target)
+    def rename(source, goal, rename=Path.rename):
+        return interrupt() if source.name == 'new' else rename(source, goal)
+
+    monkeypatch.setattr(mini_coco, 'NUM_IMAGES', dict(train=2, val=2))
+    for owner, name, function in ((Path, 'rename', rename), (mini_coco, '_write_split', interrupt)):
+        monkeypatch.setattr(owner, name, function)
+        with pytest.raises(KeyboardInterrupt):
+            build_mini_coco(target)
     assert [path.name for path in tmp_path.rglob('*')] == ['mini', mini_coco.MARK]
     assert (target / mini_coco.MARK).read_text() == 'old'
 

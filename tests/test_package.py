@@ -92,7 +92,7 @@ def test_says_what_is_too_old(tmp_path, name, version):
     assert f'ImportError: mmvitzoo needs {name} >= ' in done.stderr and f', found {version}: ' in done.stderr
 
 
-@pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'timm', 'safetensors'])
+@pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'timm', 'einops', 'safetensors'])
 def test_says_what_is_missing(name):
     code = (
         'import importlib.abc\n'

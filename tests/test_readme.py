@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / 'README.md').read_text()
 COMMANDS = ''.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL)).splitlines()
 EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
@@ -91,6 +93,22 @@ def test_conversion_example(tmp_path, monkeypatch, load_golden):
     assert len(EXAMPLES) == 2
 
 
-@pytest.mark.parametrize('link', re.findall(r'\]\(([^)#]+)', README))
-def test_links(link):
-    assert link.startswith('https://') or (Path(__file__).resolve().parents[1] / link).exists()
+def test_nothing_is_left_to_fill_in():
+    assert not re.search('@[A-Z]+@|TODO', README)
+
+
+@pytest.mark.parametrize('page', ['README.md', 'configs/mpvit/README.md'])
+def test_links(page):
+    links = re.findall(r'\]\(([^)#]+)', (ROOT / page).read_text())
+    missing = [x for x in links if not x.startswith('https://') and not (ROOT / page).parent.joinpath(x).exists()]
+    assert links and not missing
+
+
+def test_metafile_names_configs():
+    """Every config but the demonstration's is listed, under its own name."""
+    (imported,) = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    content = yaml.safe_load((ROOT / imported).read_text())
+    configs = {str(path.relative_to(ROOT)) for path in ROOT.glob('configs/mpvit/*.py') if 'mini' not in path.name}
+    assert {model['Config'] for model in content['Models']} == configs
+    assert all(Path(model['Config']).stem == model['Name'] for model in content['Models'])
+    assert (ROOT / content['Collections'][0]['README']).exists()

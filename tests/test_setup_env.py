@@ -55,13 +55,19 @@ def test_second_call_does_nothing(main, monkeypatch, tmp_path):
     stamp = tmp_path / 'venv' / 'ready'
     stamp.parent.mkdir()
     requirements = ROOT / 'requirements' / 'openmmlab.txt'
-    stamp.write_text(setup_env.fingerprint(requirements, setup_env.has_cuda()))
+    state = f'{stamp.parent.resolve()}\n{setup_env.fingerprint(requirements, setup_env.has_cuda())}'
+    stamp.write_text(state)
     monkeypatch.setattr(setup_env, 'run', lambda *args: pytest.fail('installs something'))
     main()
-    stamp.write_text('other versions')
     monkeypatch.setattr(setup_env, 'run', lambda *args: sys.exit('installs'))
+    stamp.write_text(f'{stamp.parent.resolve()}\nother versions')
     with pytest.raises(SystemExit, match='installs'):
         main()
+    assert stamp.exists()
+    stamp.write_text('/where/it/was/made\n')  # copied or moved: its scripts are of no use
+    with pytest.raises(SystemExit, match='installs'):
+        main()
+    assert not stamp.exists()
 
 
 def fake_pip(tmp_path, body):
@@ -103,4 +109,5 @@ def test_failed_build_leaves_no_wheel_and_shows_the_log(tmp_path, monkeypatch):
 def test_progress_counts_compiled_files(tmp_path):
     log = tmp_path / 'log'
     log.write_text('  [1/77] c++ a.o\n  [12/77] c++ -MMD b.o\nwarning: x[3/4]\n')
-    assert setup_env.progress(log) == ', file 12 of 77'
+    assert setup_env.progress(log, 0) == ', file 12 of 77'
+    assert setup_env.progress(log, log.stat().st_size) == ''  # of the step before

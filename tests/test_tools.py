@@ -51,6 +51,49 @@ def test_mim_trains_through_this_package(run):
     assert len(losses(output)) == 2 and 'coco/bbox_mAP' in output
 
 
+SEGMENTOR = """
+_base_ = ['mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_20k.py']
+custom_imports = dict(imports=['mmvitzoo'])
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(type='SegDataPreProcessor', size=(160, 160)),
+    backbone=dict(type='MPViT', arch='tiny'),
+    decode_head=dict(type='FCNHead', in_channels=216, in_index=3, channels=32, num_convs=1, num_classes=11),
+    test_cfg=dict(mode='whole'),
+)
+dataset = dict(
+    type='BaseSegDataset',
+    metainfo=dict(classes=[str(i) for i in range(11)], palette=[[i, i, i] for i in range(11)]),
+    data_root='data/mini',
+    data_prefix=dict(img_path='val', seg_map_path='semantic/val'),
+    indices=4,
+    pipeline=[
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations'),
+        dict(type='Resize', scale=(160, 160)),
+        dict(type='PackSegInputs'),
+    ],
+)
+train_dataloader = dict(batch_size=2, sampler=dict(type='InfiniteSampler'), dataset=dataset)
+val_dataloader = dict(batch_size=1, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dataset)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+
+@pytest.mark.stack
+def test_one_script_for_every_toolbox(run, workspace):
+    """A segmentor on the demonstration's semantic maps; its base is MMSegmentation's."""
+    (workspace / 'segmentor.py').write_text(SEGMENTOR)
+    output = run('python tools/train.py segmentor.py --work-dir work_dirs/segmentor')
+    assert len(re.findall(r'Iter\(train\) .* loss: [0-9]', output)) == 2 and 'mIoU' in output
+    assert 'mIoU' in run('python tools/test.py segmentor.py work_dirs/segmentor/iter_2.pth')
+    assert '--no-validate' in run('python tools/train.py configs/mpvit/mpvit-tiny_8xb128_in1k.py -h')
+
+
 def test_two_processes_train_and_test_without_gpu(run):
     """SyncBN, which the COCO configs have, exists only on GPUs: each process normalises its batch."""
     options = f'{SHORT} train_cfg.max_epochs=1 model.backbone.norm_cfg.type=SyncBN'

@@ -37,9 +37,12 @@ def main():
     requirements = ROOT / 'requirements' / f'{args.stack}.txt'
     cuda = has_cuda()
     stamp = args.venv / 'ready'
-    state = fingerprint(requirements, cuda)
+    place = str(args.venv.resolve())
+    state = f'{place}\n{fingerprint(requirements, cuda)}'
     if stamp.is_file() and stamp.read_text() == state:
         return
+    if stamp.is_file() and stamp.read_text().splitlines()[0] != place:
+        shutil.rmtree(args.venv)  # its scripts name the folder where it was made
     check_machine(args.venv)
 
     started = time.time()
@@ -70,7 +73,7 @@ EXTRA_FILES = ('runtime.txt', 'tests.txt')
 
 def fingerprint(requirements, cuda):
     """Changes whenever the environment has to be made anew."""
-    digest = hashlib.sha256(f'{sys.version} {cuda}'.encode())
+    digest = hashlib.sha256(f'{sys.version} {cuda} {ROOT}'.encode())
     names = [requirements, *(ROOT / 'requirements' / name for name in EXTRA_FILES)]
     for path in [*names, ROOT / 'setup.py', ROOT / 'pyproject.toml', Path(__file__)]:
         digest.update(path.read_bytes())
@@ -94,10 +97,17 @@ def check_machine(venv):
         import ensurepip  # noqa: F401
     except ImportError:
         stop(f'{sys.executable} cannot make environments: apt-get install python{PYTHON[0]}.{PYTHON[1]}-venv')
-    folder = venv.resolve().parent
-    free = shutil.disk_usage(folder).free / 2**30
-    if free < FREE_GB:
-        stop(f'{folder} has {free:.1f} GiB of free disk, {FREE_GB} are needed: make room, or make VENV=/elsewhere')
+    needs = ((venv, 1 if venv.exists() else FREE_GB, 'make VENV'), (cache_folder(), 1, 'make XDG_CACHE_HOME'))
+    for folder, need, elsewhere in needs:
+        while not folder.exists():
+            folder = folder.absolute().parent
+        free = shutil.disk_usage(folder).free / 2**30
+        if free < need:
+            stop(f'{folder} has {free:.1f} GiB of free disk, {need} are needed: make room, or {elsewhere}=/elsewhere')
+
+
+def cache_folder():
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmvitzoo'
 
 
 def mmcv_wheel(pip, mmcv, core, stack, cuda, log):
@@ -105,7 +115,7 @@ def mmcv_wheel(pip, mmcv, core, stack, cuda, log):
     torch = next(pin for pin in core if pin.startswith('torch='))
     python = f'py{PYTHON[0]}{PYTHON[1]}'
     key = '-'.join([stack, *(re.sub('=+', '', pin) for pin in (mmcv, torch)), python, 'cuda' if cuda else 'cpu'])
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmvitzoo' / key
+    cache = cache_folder() / key
     wheels = sorted(cache.glob('*.whl'))
     if wheels:
         print(f'Reusing {wheels[0]}', flush=True)
@@ -131,8 +141,9 @@ def install_project(pip, venv, log):
     run([*pip, 'install', '--no-deps', '-e', ROOT], 'installing mmvitzoo', log)
     # openmim looks for a package's .mim folder in site-packages, where an editable install has none.
     link = next((venv / 'lib').glob('python3*/site-packages')) / 'mmvitzoo'
-    if not link.is_symlink():
-        link.symlink_to(ROOT / 'mmvitzoo')
+    if link.is_symlink():
+        link.unlink()
+    link.symlink_to(ROOT / 'mmvitzoo')
 
 
 def run(command, label, log, env=None):
@@ -142,6 +153,7 @@ def run(command, label, log, env=None):
     with open(log, 'ab') as out:
         out.write(f'\n$ {" ".join(map(str, command))}\n'.encode())
         out.flush()
+        begin = out.tell()
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, env=env)
         while True:
             try:
@@ -150,7 +162,7 @@ def run(command, label, log, env=None):
             except subprocess.TimeoutExpired:
                 if live or time.time() - shown > 30:
                     shown = time.time()
-                    line = f'  {label}: {clock(shown - started)}{progress(log)}'
+                    line = f'  {label}: {clock(shown - started)}{progress(log, begin)}'
                     print(f'\r{line:<76}' if live else line, end='' if live else '\n', flush=True)
     if process.returncode:
         tail = log.read_text(errors='replace').splitlines()[-15:]
@@ -159,10 +171,10 @@ def run(command, label, log, env=None):
     print(f'\r{line:<76}' if live else line, flush=True)
 
 
-def progress(log):
-    """How many files ninja has compiled, as the end of the log tells."""
+def progress(log, begin):
+    """How many files ninja has compiled, as the end of the log from the byte ``begin`` on tells."""
     with open(log, 'rb') as file:
-        file.seek(max(0, log.stat().st_size - 20000))
+        file.seek(max(begin, log.stat().st_size - 20000))
         steps = re.findall(rb'^\s*\[(\d+)/(\d+)\]', file.read(), re.MULTILINE)
     return f', file {int(steps[-1][0])} of {int(steps[-1][1])}' if steps else ''
 

@@ -54,8 +54,8 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         The renamed weights and what is known of them, see :class:`Converted`.
 
     Raises:
-        CheckpointError: An unknown family or layout, keys that no rule covers, or copies of a
-            shared tensor that disagree.
+        CheckpointError: An unknown family or layout, keys that no rule covers, weights missing
+            from which the variant is told, or copies of a shared tensor that disagree.
     """
     known = ', '.join(dict.fromkeys(f'{layout.family}/{layout.source}' for layout in LAYOUTS))
     layouts = [x for x in LAYOUTS if family in (None, x.family) and source in (None, x.source)]
@@ -91,7 +91,13 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         raise CheckpointError(
             f'{layout.family}/{layout.source} has no rule for {len(unmatched)} keys: {", ".join(unmatched[:5])}'
         )
-    return Converted(renamed, layout.family, layout.source, layout.backbone_cfg(_without_prefix(renamed)), dropped)
+    try:
+        backbone_cfg = layout.backbone_cfg(_without_prefix(renamed))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f'{layout.family}/{layout.source} with missing or misshapen weights (in our names): {error.args[0]}'
+        ) from None
+    return Converted(renamed, layout.family, layout.source, backbone_cfg, dropped)
 
 
 def _without_prefix(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:

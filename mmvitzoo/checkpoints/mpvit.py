@@ -38,12 +38,15 @@ BACKBONE = {
     f'{_STAGE}.InvRes.conv2.{{rest}}': 'stages.{s}.local.2.{rest}',
     f'{_STAGE}.aggregate.{{rest}}': 'stages.{s}.aggregate.{rest}',
 }
-SIGNATURE = 'mhca_stages.0.mhca_blks.0.cpe.proj.weight'
+SIGNATURE = 'mhca_stages.0.aggregate.conv.weight'
 OUR_SIGNATURE = 'stages.0.paths.0.crpe.convs.0.weight'
 
 
 def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
-    """Config of the MPViT whose weights these are, in our names."""
+    """Config of the MPViT whose weights these are, in our names.
+
+    Shapes do not tell which kind of norm was trained: BatchNorm is assumed, as published.
+    """
     zoo = MODELS.get('MPViT').arch_zoo
 
     def count(template: str) -> int:
@@ -60,8 +63,14 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
         arch['num_layers'] += (count(f'stages.{s}.paths.0.blocks.{{}}.norm1.weight'),)
         arch['embed_dims'] += (dim,)
         arch['mlp_ratios'] += (hidden / dim,)
-    name = next((name for name, variant in zoo.items() if variant == arch), None)
-    return dict(type='MPViT', arch=name or arch)
+    # A backbone that returns only early maps has no later stages.
+    variants = {name: {key: values[:num_stages] for key, values in variant.items()} for name, variant in zoo.items()}
+    name = next((name for name, variant in variants.items() if variant == arch), None)
+    if num_stages == 4:
+        return dict(type='MPViT', arch=name or arch)
+    if name is None:
+        raise KeyError(f'stages.{num_stages}')
+    return dict(type='MPViT', arch=name, out_indices=tuple(range(num_stages)))
 
 
 def _backbone_under(prefix: str) -> Dict[str, str]:

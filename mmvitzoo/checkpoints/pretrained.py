@@ -16,7 +16,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     Args:
         backbone: A backbone of this package.
         checkpoint: A file or http(s) address, see :func:`mmvitzoo.checkpoints.load`.
-        prefix: Read only the keys that start with it, and take it off.
+        prefix: Read only the keys below it, such as ``'backbone.'``, and take it off.
 
     Raises:
         CheckpointError: The file cannot be read, is of another family or variant, or lacks
@@ -24,6 +24,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     """
     state_dict = load(checkpoint)
     if prefix:
+        prefix = prefix.rstrip('.') + '.'
         state_dict = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
         if not state_dict:
             raise CheckpointError(f'{checkpoint}: no key starts with {prefix!r}')

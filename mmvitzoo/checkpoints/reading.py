@@ -2,6 +2,7 @@
 
 import codecs
 import collections
+import hashlib
 import os
 import pickle
 import tarfile
@@ -17,7 +18,7 @@ from mmengine.utils import digit_version
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .trusted import trusted_names
+from .trusted import empty_array, trusted_names
 
 # Where training frameworks put the weights, in the order in which we look.
 WRAPPERS = ('state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema')
@@ -43,25 +44,33 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is truncated, of another kind, or asks for code to be executed.
+        CheckpointError: The file is truncated, of another kind, asks for code to be executed, or
+            cannot be downloaded.
     """
-    path = _local(str(path))
+    file = _local(str(path))
     try:
-        return _unwrap(path, _read(path))
-    except CheckpointError:
-        raise
+        return _unwrap(_read(file))
     except Exception as error:  # whatever a broken file makes its parser raise
+        if file != str(path):
+            os.unlink(file)  # not to be taken for the download next time
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(f'{path}: {error}') from error.__cause__
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f'{path}: cannot be read as a checkpoint: {reason[0]}') from error
 
 
 def _local(path: str) -> str:
-    scheme = urlparse(path).scheme
-    if scheme in ('http', 'https'):
-        target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(path).path))
+    url = urlparse(path)
+    if url.scheme in ('http', 'https'):
+        # Addresses of different files often end alike.
+        name = f'{hashlib.sha256(path.encode()).hexdigest()[:8]}-{os.path.basename(url.path)}'
+        target = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
         if not os.path.exists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            torch.hub.download_url_to_file(path, target)
+            try:
+                torch.hub.download_url_to_file(path, target)
+            except OSError as error:
+                raise CheckpointError(f'{path}: cannot be downloaded: {error}') from error
         return target
     if not os.path.isfile(path):
         raise FileNotFoundError(f'{path}: no such checkpoint file (a local file or an http(s) address is allowed)')
@@ -72,17 +81,19 @@ def _read(path: str) -> Any:
     with open(path, 'rb') as file:
         start = file.read(16)
     if tarfile.is_tarfile(path):  # written before torch 0.1.10; torch extracts such archives unchecked
-        raise CheckpointError(f'{path}: is a tar archive, not a checkpoint')
-    if start.startswith(b'PK\x03\x04') or torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little') in start:
+        raise CheckpointError('is a tar archive, not a checkpoint')
+    if start.startswith(b'PK\x03\x04'):
+        if 'constants.pkl' in torch._C.PyTorchFileReader(path).get_all_records():
+            raise CheckpointError('is a TorchScript program, not a checkpoint')
+        return _read_torch(path)
+    if torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little') in start:
         return _read_torch(path)
     if start[8:9] == b'{':
         return load_file(path)
     if start.startswith(b'\x80'):
         with open(path, 'rb') as file:
             return ArrayUnpickler(file, encoding='latin1').load()
-    raise CheckpointError(
-        f'{path}: is neither a PyTorch checkpoint nor safetensors nor a pickle; it starts with {start!r}'
-    )
+    raise CheckpointError(f'is neither a PyTorch checkpoint nor safetensors nor a pickle; it starts with {start!r}')
 
 
 def _read_torch(path: str) -> Any:
@@ -127,11 +138,9 @@ class TorchUnpickler(RestrictedUnpickler):
     }
 
 
-def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """What NumPy's ``_reconstruct`` always makes: an empty array, to be filled by its state."""
-    if (kind, shape) != ('ndarray', (0,)):
-        raise pickle.UnpicklingError(f'refused an array that claims {shape} items before its data')
-    return np.empty((0,), np.int8)
+def _array_in_place(data: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """How pickles of protocol 5 spell an array; the data is there before the array."""
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 
 class ArrayUnpickler(RestrictedUnpickler):
@@ -144,18 +153,23 @@ class ArrayUnpickler(RestrictedUnpickler):
         'numpy.dtype': np.dtype,
     }
     for _module in ('numpy.core', 'numpy._core'):
-        names[f'{_module}.multiarray._reconstruct'] = _empty_array
-        names[f'{_module}.multiarray.scalar'] = trusted_names()['numpy.core.multiarray.scalar']
+        names[f'{_module}.multiarray._reconstruct'] = empty_array
+        names[f'{_module}.multiarray.scalar'] = trusted_names()[f'{_module}.multiarray.scalar']
+        names[f'{_module}.numeric._frombuffer'] = _array_in_place
 
 
-def _unwrap(path: str, content: Any) -> Dict[str, Tensor]:
+def _unwrap(content: Any) -> Dict[str, Tensor]:
+    depth = 0
     while isinstance(content, Mapping):
         inside = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inside:
             break
         if len(inside) > 1:
-            print_log(f'{path}: holds {" and ".join(inside)}; reading {inside[0]}', logger='current')
+            print_log(f'Checkpoint with {" and ".join(inside)}: reading {inside[0]}', logger='current')
         content = content[inside[0]]
+        depth += 1
+        if depth > len(WRAPPERS):
+            raise CheckpointError(f'nests {inside[0]} without end')
     found = list(content) if isinstance(content, Mapping) else type(content).__name__
     weights, others = {}, []
     for key, value in content.items() if isinstance(content, Mapping) else ():
@@ -166,9 +180,9 @@ def _unwrap(path: str, content: Any) -> Dict[str, Tensor]:
         else:
             others.append(str(key))
     if not weights:
-        raise CheckpointError(f'{path}: holds no weights, but {str(found)[:200]}')
+        raise CheckpointError(f'holds no weights, but {str(found)[:200]}')
     if others:
-        print_log(f'{path}: left out {", ".join(others)}: no tensors', logger='current')
+        print_log(f'Left out of the checkpoint, since no tensors: {", ".join(others)}', logger='current')
     if all(key.startswith('module.') for key in weights):
         weights = {key[len('module.') :]: value for key, value in weights.items()}
     return weights

@@ -22,6 +22,13 @@ def history_method(owner: Any, name: str) -> Any:
     raise pickle.UnpicklingError(f'refused getattr({owner!r}, {name!r})')
 
 
+def empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """What NumPy's ``_reconstruct`` always makes: an empty array, to be filled by its state."""
+    if kind not in (np.ndarray, 'ndarray') or shape != (0,):
+        raise pickle.UnpicklingError(f'refused an array that claims {shape} items before its data')
+    return np.empty((0,), np.int8)
+
+
 def trusted_names() -> Dict[str, Any]:
     """Full name in the pickle -> object it stands for, for files written by MMEngine."""
     from numpy import dtype, ndarray
@@ -36,7 +43,7 @@ def trusted_names() -> Dict[str, Any]:
         'numpy.dtype': dtype,
     }
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        names[f'{module}._reconstruct'] = multiarray._reconstruct
+        names[f'{module}._reconstruct'] = empty_array
         names[f'{module}.scalar'] = multiarray.scalar
     for code in '?bBhHiIlLqQefd':
         kind = type(dtype(code))

@@ -14,7 +14,6 @@ Written are, under one folder::
 """
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Dict, List, Tuple, Union
@@ -63,8 +62,13 @@ def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
         (new / MARK).write_text('Made by mmvitzoo.datasets.build_mini_coco; replaced whole when made again.\n')
         new.chmod(0o755)
         if out_dir.exists():
-            shutil.move(out_dir, old)
-        shutil.move(new, out_dir)
+            out_dir.rename(old)
+        try:
+            new.rename(out_dir)
+        except BaseException:
+            if old.exists():
+                old.rename(out_dir)
+            raise
     return counts
 
 

@@ -43,7 +43,9 @@ def run_toolbox_script(name: str) -> None:
     if scope not in TOOLBOXES:
         sys.exit(f'{path}: default_scope is one of {", ".join(TOOLBOXES)}, got {scope!r}')
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
-        sys.argv += _distribute_on_cpu(config)
+        # Before the user's own options, of which the last counts.
+        place = sys.argv.index('--cfg-options') if '--cfg-options' in sys.argv else len(sys.argv)
+        sys.argv[place:place] = _distribute_on_cpu(config)
     sys.argv[0] = str(_script(scope, name))
     runpy.run_path(sys.argv[0], run_name='__main__')
 
@@ -67,10 +69,11 @@ def _distribute_on_cpu(config: Config) -> list:
     dist.init_process_group('gloo')
     # SyncBN exists only for GPUs; each process normalises its own batch.
     MODELS.register_module('SyncBN', module=torch.nn.BatchNorm2d, force=True)
+    unused = config.get('find_unused_parameters', False) or 'find_unused_parameters=True' in sys.argv
     return [
         '--cfg-options',
         'model_wrapper_cfg.type=MMDistributedDataParallel',
         'model_wrapper_cfg.device_ids=None',
         'model_wrapper_cfg.broadcast_buffers=False',
-        f'model_wrapper_cfg.find_unused_parameters={config.get("find_unused_parameters", False)}',
+        f'model_wrapper_cfg.find_unused_parameters={unused}',
     ]

@@ -77,8 +77,11 @@ def assert_same_backbone(converted, official):
 
 def test_copies_alone_suffice(official):
     """safetensors keeps one of the names of a shared tensor, whichever comes first."""
-    primary = [key for key in official if 'mhca_blks.0.cpe' in key or 'mhca_blks.0.crpe' in key]
-    converted = convert({key: value for key, value in official.items() if key not in primary[1:]})
+    shared = [key for key in official if '.cpe.' in key or '.crpe.' in key]
+    kept = [key for key in shared if '.MHCA_layers.0.cpe.' in key or '.MHCA_layers.0.crpe.' in key]
+    dropped = set(shared) - set(kept)
+    converted = convert({key: value for key, value in official.items() if key not in dropped})
+    assert not converted.dropped
     MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
 
 
@@ -94,6 +97,14 @@ def test_unknown_keys_in_a_known_layout(official):
         convert({**official, 'extra.a': torch.zeros(1), 'extra.b': torch.zeros(1)})
 
 
+def test_weights_that_tell_the_variant_are_missing(official):
+    incomplete = {key: value for key, value in official.items() if not key.endswith('mlp.fc1.weight')}
+    with pytest.raises(
+        CheckpointError, match='mpvit/official with missing .* stages.0.paths.0.blocks.0.mlp.fc1.weight'
+    ):
+        convert(incomplete)
+
+
 def test_unknown_layout():
     state_dict = {f'layers.{i}.weight': torch.zeros(1) for i in range(9)}
     with pytest.raises(CheckpointError, match='mpvit/official, mpvit/detectron2, mpvit/mmseg0') as error:
@@ -107,6 +118,19 @@ def test_family_and_source_restrict(official):
         convert(official, family='swin')
     with pytest.raises(CheckpointError, match='fit no mpvit/detectron2 layout'):
         convert(official, family='mpvit', source='detectron2')
+
+
+def test_early_stages_alone():
+    model = MODELS.build(dict(type='MPViT', arch='small', out_indices=(1,)))
+    converted = convert(model.state_dict())
+    assert converted.backbone_cfg == dict(type='MPViT', arch='small', out_indices=(0, 1))
+    MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
+
+
+def test_misshapen_weights(official):
+    key = 'mhca_stages.0.mhca_blks.0.MHCA_layers.0.mlp.fc1.weight'
+    with pytest.raises(CheckpointError, match='mpvit/official with missing or misshapen weights'):
+        convert({**official, key: torch.zeros(3)})
 
 
 def test_custom_arch():

@@ -53,7 +53,7 @@ def test_inside_a_detector(tmp_path, official):
 def test_converted_file_with_and_without_prefix(tmp_path, official):
     converted = convert(official)
     save(converted.state_dict, tmp_path / 'a.safetensors')
-    for init_cfg in ({}, dict(prefix='backbone.')):
+    for init_cfg in ({}, dict(prefix='backbone.'), dict(prefix='backbone')):
         model = build(tmp_path / 'a.safetensors', init_cfg=init_cfg, out_indices=(1,))
         assert torch.equal(model.stem[0].conv.weight, official['stem.0.conv.weight'])
     with pytest.raises(CheckpointError, match=r"no key starts with 'neck\.'"):
@@ -73,7 +73,7 @@ def test_other_model(tmp_path):
 
 
 def test_missing_weights(tmp_path, official):
-    incomplete = {key: value for key, value in official.items() if not key.endswith('aggregate.conv.weight')}
+    incomplete = {key: value for key, value in official.items() if not key.endswith('InvRes.norm.bias')}
     torch.save(incomplete, tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match='a.pth: lacks 4 weights of MPViT: stages.0.aggregate.conv.weight'):
+    with pytest.raises(CheckpointError, match='a.pth: lacks 4 weights of MPViT: stages.0.local.1.bn.bias'):
         build(tmp_path / 'a.pth')

@@ -5,6 +5,8 @@ import io
 import pickle
 import tarfile
 import zipfile
+from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ def test_safetensors(tmp_path):
     assert_weights(load(str(tmp_path / 'weights.safetensors')))
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4])
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
 @pytest.mark.parametrize('module', ['numpy.core', 'numpy._core'])
 def test_detectron2_pickle(tmp_path, protocol, module):
     content = dict(model=collections.OrderedDict(ARRAYS), __author__='Detectron2', matching_heuristics=True)
@@ -91,13 +93,30 @@ def test_url_is_downloaded_once(tmp_path, monkeypatch):
 
     def download(url, target):
         calls.append(url)
-        torch.save(WEIGHTS, target)
+        if 'other' in url:
+            Path(target).write_text('<html>')
+        else:
+            torch.save(WEIGHTS, target)
 
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     for _ in range(2):
         assert_weights(load('https://example.org/files/weights.pth?dl=1'))
     assert calls == ['https://example.org/files/weights.pth?dl=1']
+    for _ in range(2):  # a page saved by mistake is not kept
+        with pytest.raises(CheckpointError, match='^https://example.org/other/weights.pth: is neither'):
+            load('https://example.org/other/weights.pth')
+    assert len(calls) == 3
+
+
+def test_failed_download(tmp_path, monkeypatch):
+    def refuse(url, target):
+        raise URLError('no route to host')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', refuse)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    with pytest.raises(CheckpointError, match='https://example.org/a.pth: cannot be downloaded: .*no route to host'):
+        load('https://example.org/a.pth')
 
 
 def test_missing_file():
@@ -114,9 +133,9 @@ def test_malicious(tmp_path, any_torch, attack, form):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == 'zip')
-    with pytest.raises(CheckpointError, match='evil.pth'):
+    with pytest.raises(CheckpointError, match='evil.pth.*(refused|[Ww]eights.only)') as error:
         load(path)
-    assert not target.exists()
+    assert isinstance(error.value.__cause__, pickle.UnpicklingError) and not target.exists()
 
 
 def test_pickle_cannot_claim_memory(tmp_path):
@@ -127,6 +146,25 @@ def test_pickle_cannot_claim_memory(tmp_path):
     for name in ('huge.pkl', 'call.pkl'):
         with pytest.raises(CheckpointError, match=name):
             load(tmp_path / name)
+
+
+def test_torch_program_is_not_run(tmp_path, any_torch):
+    """TorchScript archives bring code, which torch before 2.6 would run while loading."""
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / 'program.pth')
+    with pytest.raises(CheckpointError, match='program.pth: is a TorchScript program'):
+        load(tmp_path / 'program.pth')
+
+
+@pytest.mark.parametrize('name', ['endless.pkl', 'endless.pth'])
+def test_endless_nesting(tmp_path, name):
+    content = {}
+    content['model'] = content
+    if name.endswith('pth'):
+        torch.save(content, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=f'{name}: nests model without end'):
+        load(tmp_path / name)
 
 
 def test_old_tar_archives_are_refused(tmp_path):

@@ -20,7 +20,7 @@ def main():
         save(converted.state_dict, args.dst, overwrite=args.force)
     except FileExistsError as error:
         parser.exit(1, f'{error}; --force replaces it\n')
-    except FileNotFoundError as error:
+    except OSError as error:
         parser.exit(1, f'{error}\n')
     except CheckpointError as error:
         message = str(error)

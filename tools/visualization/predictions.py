@@ -63,7 +63,8 @@ def detected(result, score_thr, classes):
     instances = result.pred_instances
     for instance in instances[instances.scores >= score_thr].numpy():
         number = int(instance.labels[0])
-        yield number, f'{classes[number]} {instance.scores[0]:.2f}', instance.bboxes[0], instance.masks[0].astype(bool)
+        mask = instance.masks[0].astype(bool) if 'masks' in instance else None  # a box detector
+        yield number, f'{classes[number]} {instance.scores[0]:.2f}', instance.bboxes[0], mask
 
 
 def draw(axis, image, objects, title):
@@ -71,7 +72,8 @@ def draw(axis, image, objects, title):
     labels = []
     for number, text, (x1, y1, x2, y2), mask in objects:
         color = COLORS[number % len(COLORS)]
-        canvas[mask] = 0.4 * canvas[mask] + 0.6 * np.array(color)
+        if mask is not None:
+            canvas[mask] = 0.4 * canvas[mask] + 0.6 * np.array(color)
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.5))
         labels.append((x1, y1, text, color))
     for x, y, text, color in labels:

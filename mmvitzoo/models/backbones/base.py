@@ -51,7 +51,7 @@ class Backbone(BaseModule):
                 f'{self._get_name()}: out_indices is a rising sequence of numbers from 0 to {num_outputs - 1}, '
                 f'got {out_indices!r}'
             )
-        if not 0 <= drop_path_rate < 1:
+        if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             raise ValueError(
                 f'{self._get_name()}: drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}'
             )
@@ -72,7 +72,7 @@ class Backbone(BaseModule):
                     f'got {", ".join(map(str, arch))}'
                 )
             return dict(arch)
-        if arch not in self.arch_zoo:
+        if not isinstance(arch, str) or arch not in self.arch_zoo:
             raise ValueError(f'{self._get_name()}: arch is one of {", ".join(self.arch_zoo)}, or a dict, got {arch!r}')
         return dict(self.arch_zoo[arch])
 

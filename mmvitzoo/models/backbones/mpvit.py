@@ -216,8 +216,13 @@ class MPViT(Backbone):
     ):
         super().__init__(arch, 4, out_indices, drop_path_rate, frozen_stages, norm_eval, init_cfg)
         for name, values in self.arch.items():
-            if len(values) != 4:
-                raise ValueError(f'MPViT: {name} of an arch dict has a value for each of 4 stages, got {values}')
+            numbers = (int, float) if name == 'mlp_ratios' else int
+            if (
+                not isinstance(values, Sequence)
+                or len(values) != 4
+                or not all(isinstance(value, numbers) and value > 0 for value in values)
+            ):
+                raise ValueError(f'MPViT: {name} is a positive number for each of 4 stages, got {values!r}')
         dims = tuple(self.arch['embed_dims'])
         if any(dim % NUM_HEADS for dim in dims):
             raise ValueError(f'MPViT: embed_dims are multiples of {NUM_HEADS}, got {dims}')
