@@ -30,7 +30,7 @@ def main():
         width = 2.5 if name == 'loss' else 1
         left.plot([x['step'] for x in training], [x[name] for x in training], label=name, linewidth=width)
     left.set(xlabel='iteration', ylabel='loss', yscale='log')
-    left.legend()
+    left.legend(loc='upper right', fontsize=8, ncols=2)
     # A validation's step is its epoch if training counts epochs: find that epoch's last iteration.
     last_iteration = {record['epoch']: record['step'] for record in training if 'epoch' in record}
     for name in (name for name in args.metrics if validations and name in validations[-1]):
@@ -38,8 +38,9 @@ def main():
         right.plot(steps, [x[name] for x in validations], marker='o', label=name)
         print(f'{name}: {validations[-1][name]:.3f}')
     right.set(xlabel='iteration', ylabel='on the validation images')
+    right.set_xlim(left=0)
     right.set_ylim(bottom=0)
-    right.legend()
+    right.legend(loc='lower right')
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
