@@ -61,21 +61,25 @@ model = dict(
     decode_head=dict(type='FCNHead', in_channels=216, in_index=3, channels=32, num_convs=1, num_classes=11),
     test_cfg=dict(mode='whole'),
 )
+load, annotate = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')
+resize, pack = dict(type='Resize', scale=(160, 160)), dict(type='PackSegInputs')
 dataset = dict(
     type='BaseSegDataset',
     metainfo=dict(classes=[str(i) for i in range(11)], palette=[[i, i, i] for i in range(11)]),
     data_root='data/mini',
     data_prefix=dict(img_path='val', seg_map_path='semantic/val'),
     indices=4,
-    pipeline=[
-        dict(type='LoadImageFromFile'),
-        dict(type='LoadAnnotations'),
-        dict(type='Resize', scale=(160, 160)),
-        dict(type='PackSegInputs'),
-    ],
 )
-train_dataloader = dict(batch_size=2, sampler=dict(type='InfiniteSampler'), dataset=dataset)
-val_dataloader = dict(batch_size=1, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dataset)
+train_dataloader = dict(
+    batch_size=2,
+    sampler=dict(type='InfiniteSampler'),
+    dataset=dict(pipeline=[load, annotate, resize, pack], **dataset),
+)
+val_dataloader = dict(
+    batch_size=1,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(pipeline=[load, resize, annotate, pack], **dataset),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
