@@ -46,7 +46,7 @@ def main():
     check_machine(args.venv)
 
     started = time.time()
-    print(f'Setting up {args.venv} for the {args.stack} stack; mmcv takes about 10 minutes to compile', flush=True)
+    print(f'Setting up {args.venv} for the {args.stack} stack', flush=True)
     args.venv.mkdir(parents=True, exist_ok=True)
     log = args.venv / 'setup.log'
     log.write_text('')
@@ -121,6 +121,7 @@ def mmcv_wheel(pip, mmcv, core, stack, cuda, log):
         print(f'Reusing {wheels[0]}', flush=True)
         return wheels[0]
     cache.parent.mkdir(parents=True, exist_ok=True)
+    print(f'No wheel of {mmcv} for this torch yet: compiling it takes about 10 minutes on two cores', flush=True)
     env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if cuda else '0')
     if not cuda:
         env['CUDA_VISIBLE_DEVICES'] = ''  # else mmcv would look for nvcc

@@ -33,7 +33,7 @@ def trusted_names() -> Dict[str, Any]:
     """Full name in the pickle -> object it stands for, for files written by MMEngine."""
     from numpy import dtype, ndarray
 
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    scalar = np.float64(0).__reduce__()[0]  # its module has another name in each NumPy
     names = {
         'builtins.getattr': history_method,
         '__builtin__.getattr': history_method,  # its name in pickles of protocol 2
@@ -44,7 +44,7 @@ def trusted_names() -> Dict[str, Any]:
     }
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         names[f'{module}._reconstruct'] = empty_array
-        names[f'{module}.scalar'] = multiarray.scalar
+        names[f'{module}.scalar'] = scalar
     for code in '?bBhHiIlLqQefd':
         kind = type(dtype(code))
         names[f'{kind.__module__}.{kind.__qualname__}'] = kind
