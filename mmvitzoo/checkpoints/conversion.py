@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Optional, Union
 import torch
 from torch import Tensor
 
-from . import mpvit
-from .layout import Drop
+from . import mpvit, vit, vitae
+from .layout import Drop, Layout
 from .reading import CheckpointError
 
-LAYOUTS = [*mpvit.LAYOUTS]
+LAYOUTS = [*mpvit.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
 
 
 @dataclass
@@ -57,15 +57,12 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         CheckpointError: An unknown family or layout, keys that no rule covers, weights missing
             from which the variant is told, or copies of a shared tensor that disagree.
     """
-    known = ', '.join(dict.fromkeys(f'{layout.family}/{layout.source}' for layout in LAYOUTS))
-    layouts = [x for x in LAYOUTS if family in (None, x.family) and source in (None, x.source)]
-    if not layouts:
-        raise CheckpointError(f'no layout {family or "*"}/{source or "*"}; known are {known}')
-    layout = next((x for x in layouts if x.signature in state_dict), None)
+    layouts = _layouts(family, source)
+    layout = next((x for x in layouts if state_dict.keys() >= set(x.signature)), None)
     if layout is None:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
         raise CheckpointError(
-            f'the keys fit no{wanted} layout; known are {known}; first keys: {", ".join(list(state_dict)[:5])}'
+            f'the keys fit no{wanted} layout; known are {_known()}; first keys: {", ".join(list(state_dict)[:5])}'
         )
 
     rules = layout.rules()
@@ -92,12 +89,55 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
             f'{layout.family}/{layout.source} has no rule for {len(unmatched)} keys: {", ".join(unmatched[:5])}'
         )
     try:
+        if layout.finish:
+            layout.finish(renamed, dropped)
         backbone_cfg = layout.backbone_cfg(_without_prefix(renamed))
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             f'{layout.family}/{layout.source} with missing or misshapen weights (in our names): {error.args[0]}'
         ) from None
     return Converted(renamed, layout.family, layout.source, backbone_cfg, dropped)
+
+
+def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:
+    """Renames weights from this package's names to another layout, the way back of :func:`convert`.
+
+    Args:
+        state_dict: Weights in whole-model names, such as :attr:`Converted.state_dict`.
+        family: Such as ``'plainvit'``.
+        source: Layout to write, such as ``'timm'``.
+
+    Returns:
+        The same tensors under the other names.
+
+    Raises:
+        CheckpointError: An unknown family or layout, or weights that it has no name for.
+    """
+    rules = _layouts(family, source)[0].inverse_rules()
+    renamed: Dict[str, Tensor] = {}
+    unmatched: List[str] = []
+    for key, value in state_dict.items():
+        match, target = next(((m, t) for m, t in ((p.fullmatch(key), t) for p, t in rules) if m), (None, None))
+        if match is None:
+            unmatched.append(key)
+        else:
+            renamed[target.format(**match.groupdict())] = value
+    if unmatched:
+        raise CheckpointError(
+            f'{family}/{source} has no name for {len(unmatched)} weights: {", ".join(unmatched[:5])}'
+        )
+    return renamed
+
+
+def _layouts(family: Optional[str], source: Optional[str]) -> List[Layout]:
+    layouts = [x for x in LAYOUTS if family in (None, x.family) and source in (None, x.source)]
+    if not layouts:
+        raise CheckpointError(f'no layout {family or "*"}/{source or "*"}; known are {_known()}')
+    return layouts
+
+
+def _known() -> str:
+    return ', '.join(dict.fromkeys(f'{layout.family}/{layout.source}' for layout in LAYOUTS))
 
 
 def _without_prefix(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:

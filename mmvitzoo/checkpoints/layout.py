@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from torch import Tensor
 
@@ -26,22 +26,35 @@ class Layout:
     Args:
         family: Name of the family, such as ``'mpvit'``.
         source: Name of the spelling, such as ``'official'``.
-        signature: A key that every checkpoint of this layout has, and none of another layout.
+        signature: Keys that every checkpoint of this layout has, and none of the layouts that
+            come after it in the list.
         table: Template of an original key -> template of ours in whole-model names, or a
             :class:`Drop`. The first that fits counts. Several original keys may lead to one of
             ours: they are copies and must agree.
         backbone_cfg: Config that builds the backbone, from the renamed weights of the backbone.
+        finish: Changes values, not names: takes the renamed weights and the keys that were dropped
+            with their reasons, and edits both in place.
     """
 
     family: str
     source: str
-    signature: str
+    signature: Tuple[str, ...]
     table: Mapping[str, Union[str, Drop]]
     backbone_cfg: Callable[[Dict[str, Tensor]], Dict[str, Any]]
+    finish: Optional[Callable[[Dict[str, Tensor], Dict[str, str]], None]] = None
 
     def rules(self) -> List[Tuple['re.Pattern', Union[str, Drop]]]:
         """The table with its templates as regular expressions."""
         return [(re.compile(_pattern(template)), target) for template, target in self.table.items()]
+
+    def inverse_rules(self) -> List[Tuple['re.Pattern', str]]:
+        """Ours as regular expressions -> templates of this layout."""
+        return [(re.compile(_pattern(ours)), theirs) for theirs, ours in self.table.items() if isinstance(ours, str)]
+
+
+def backbone_under(prefix: str, table: Mapping[str, str]) -> Dict[str, str]:
+    """A table of a backbone alone for a checkpoint that keeps the backbone below ``prefix``."""
+    return {prefix + theirs: 'backbone.' + ours for theirs, ours in table.items()}
 
 
 def _pattern(template: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Dict
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .layout import Drop, Layout
+from .layout import Drop, Layout, backbone_under
 
 _STAGE = 'mhca_stages.{s}'
 _PATH = 'mhca_stages.{s}.mhca_blks.{p}'
@@ -73,26 +73,22 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
     return dict(type='MPViT', arch=name, out_indices=tuple(range(num_stages)))
 
 
-def _backbone_under(prefix: str) -> Dict[str, str]:
-    return {prefix + theirs: 'backbone.' + ours for theirs, ours in BACKBONE.items()}
-
-
 _DETECTOR = Drop('belongs to the detector around the backbone, which is not converted')
 
 LAYOUTS = [
     Layout(
         'mpvit',
         'official',
-        SIGNATURE,
-        {**_backbone_under(''), 'cls_head.cls.{leaf}': 'head.fc.{leaf}'},
+        (SIGNATURE,),
+        {**backbone_under('', BACKBONE), 'cls_head.cls.{leaf}': 'head.fc.{leaf}'},
         backbone_cfg,
     ),
     Layout(
         'mpvit',
         'detectron2',
-        'backbone.bottom_up.backbone.' + SIGNATURE,
+        ('backbone.bottom_up.backbone.' + SIGNATURE,),
         {
-            **_backbone_under('backbone.bottom_up.backbone.'),
+            **backbone_under('backbone.bottom_up.backbone.', BACKBONE),
             'backbone.{rest}': _DETECTOR,
             'proposal_generator.{rest}': _DETECTOR,
             'roi_heads.{rest}': _DETECTOR,
@@ -106,15 +102,15 @@ LAYOUTS = [
     Layout(
         'mpvit',
         'mmseg0',
-        'backbone.' + SIGNATURE,
+        ('backbone.' + SIGNATURE,),
         {
-            **_backbone_under('backbone.'),
+            **backbone_under('backbone.', BACKBONE),
             'decode_head.{rest}': 'decode_head.{rest}',
             'auxiliary_head.{rest}': 'auxiliary_head.{rest}',
         },
         backbone_cfg,
     ),
     # Ours, as written by a toolbox around the backbone, and bare.
-    Layout('mpvit', 'mmvitzoo', 'backbone.' + OUR_SIGNATURE, {'{rest}': '{rest}'}, backbone_cfg),
-    Layout('mpvit', 'mmvitzoo', OUR_SIGNATURE, {'{rest}': 'backbone.{rest}'}, backbone_cfg),
+    Layout('mpvit', 'mmvitzoo', ('backbone.' + OUR_SIGNATURE,), {'{rest}': '{rest}'}, backbone_cfg),
+    Layout('mpvit', 'mmvitzoo', (OUR_SIGNATURE,), {'{rest}': 'backbone.{rest}'}, backbone_cfg),
 ]

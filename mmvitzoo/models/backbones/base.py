@@ -32,6 +32,8 @@ class Backbone(BaseModule):
     """
 
     arch_zoo: Dict[str, Dict[str, Any]] = {}
+    # What initialises a module by its type, where no init_cfg does.
+    init_module = staticmethod(init_transformer_weights)
 
     def __init__(
         self,
@@ -116,4 +118,4 @@ class Backbone(BaseModule):
         initialised = self.is_init
         super().init_weights()
         if not initialised and not self.init_cfg:
-            self.apply(init_transformer_weights)
+            self.apply(self.init_module)

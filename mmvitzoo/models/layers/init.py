@@ -6,6 +6,12 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 
+def init_linear_weights(module: nn.Module) -> None:
+    """Initialises one linear, for ``nn.Module.apply``: truncated normal of std 0.02, bias 0."""
+    if isinstance(module, nn.Linear):
+        init_transformer_weights(module)
+
+
 def init_transformer_weights(module: nn.Module) -> None:
     """Initialises one linear or convolution; for ``nn.Module.apply``.
 

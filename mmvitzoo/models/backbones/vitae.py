@@ -1,0 +1,289 @@
+"""ViTAE in the ViTDet framework: plain transformers with convolutions beside their attention.
+
+ViTAE: Xu et al., NeurIPS 2021, https://arxiv.org/abs/2106.03348
+ViTAEv2: Zhang et al., IJCV 2023, https://arxiv.org/abs/2202.10108
+ViTDet: Li et al., ECCV 2022, https://arxiv.org/abs/2203.16527
+
+ViTAE-B is ViTDet's backbone with a parallel convolution module in every block. ViTAE-S has no
+patch embedding and no absolute positions: three reduction cells, of dilated convolutions and a
+linear attention, bring the image to stride 16.
+"""
+
+import math
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmengine.registry import MODELS
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from .vit import Block, PlainViT
+
+# Of a reduction cell: dilations of its convolutions, their kernel, its stride.
+REDUCTIONS = (((1, 2, 3, 4), 7, 4), ((1, 2, 3), 3, 2), ((1, 2), 3, 2))
+# Channels of the convolutions in the first two cells.
+CELL_CHANNELS = 64
+# Channels of a group of the convolutions beside attention.
+GROUP_CHANNELS = 4
+
+
+class NormalCell(Block):
+    """Transformer block with a parallel convolution module (PCM) that reads the block's input.
+
+    Args:
+        dim: Channels, a multiple of 4.
+        num_heads: Heads.
+        mlp_ratio: Width of the MLP, and of the module's first convolution, over ``dim``.
+        pcm_convs: Convolutions of the module, 2 or 3.
+        norm_cfg: Norm between the convolutions.
+        **kwargs: See :class:`mmvitzoo.models.backbones.vit.Block`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, pcm_convs: int, norm_cfg: dict, **kwargs):
+        super().__init__(dim, num_heads, mlp_ratio, **kwargs)
+        width = round(dim * mlp_ratio)
+        conv = dict(kernel_size=3, padding=1, groups=dim // GROUP_CHANNELS)
+        layers = [nn.Conv2d(dim, width, **conv), build_norm_layer(norm_cfg, width)[1], nn.SiLU()]
+        layers += [nn.Conv2d(width, dim, **conv)]
+        if pcm_convs == 3:
+            layers += [build_norm_layer(norm_cfg, dim)[1], nn.SiLU(), nn.Conv2d(dim, dim, **conv), nn.SiLU()]
+        self.pcm = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        local = self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.drop_path(self.attn(self.norm1(x))) + self.drop_path(local)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class KernelAttention(nn.Module):
+    """Attention by positive random features, whose cost is linear in the tokens (Performer).
+
+    Args:
+        in_dim: Channels of the tokens.
+        dim: Channels inside and of the output.
+    """
+
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(in_dim, eps=1e-5)
+        self.kqv = nn.Linear(in_dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        features = dim // 2
+        self.register_buffer('directions', nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C'); the values pass beside the attention."""
+        k, q, v = self.kqv(self.norm(x)).chunk(3, -1)
+        # Exponentials of squares leave the range of half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            k, q = self._features(k.float()), self._features(q.float())
+            context = k.transpose(1, 2) @ v.float()  # (B, features, C')
+            total = q @ k.sum(1)[..., None]  # (B, N, 1)
+            y = q @ context / (total + 1e-8)
+        return v + self.proj(y.to(v.dtype))
+
+    def _features(self, x: Tensor) -> Tensor:
+        directions = self.directions.float()
+        return torch.exp(x @ directions.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(directions))
+
+
+class ReductionCell(nn.Module):
+    """Pyramid of dilated convolutions, and, but for the last cell, attention and convolutions.
+
+    Args:
+        in_dim: Channels of the input.
+        dim: Channels of the output.
+        dilations: Of the pyramid's convolutions, which run in parallel.
+        kernel_size: Of the pyramid's convolutions.
+        stride: Of the cell.
+        attention: Attend to the pyramid and add a convolution module; else the pyramid is all.
+        norm_cfg: Norm of the convolution module.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        dilations: Sequence[int],
+        kernel_size: int,
+        stride: int,
+        attention: bool,
+        norm_cfg: dict,
+    ):
+        super().__init__()
+        width = CELL_CHANNELS if attention else dim // len(dilations)
+        self.pyramid = nn.ModuleList(
+            nn.Conv2d(
+                in_dim,
+                width,
+                kernel_size,
+                stride,
+                padding=math.ceil(((kernel_size - 1) * dilation + 1 - stride) / 2),
+                dilation=dilation,
+            )
+            for dilation in dilations
+        )
+        self.attention = attention
+        if attention:
+            self.attn = KernelAttention(width * len(dilations), dim)
+            self.norm = nn.LayerNorm(dim, eps=1e-5)
+            self.mlp = Mlp(dim, dim)
+            self.pcm = nn.Sequential(
+                nn.Conv2d(in_dim, width, 3, stride=2, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(width, width, 3, stride=stride // 2, padding=1),
+                build_norm_layer(norm_cfg, width)[1],
+                nn.SiLU(),
+                nn.Conv2d(width, dim, 3, padding=1),
+                nn.SiLU(),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        tokens = torch.cat([F.gelu(conv(x)) for conv in self.pyramid], 1)
+        if not self.attention:
+            return tokens
+        size = tokens.shape[2:]
+        y = self.attn(tokens.flatten(2).transpose(1, 2)) + self.pcm(x).flatten(2).transpose(1, 2)
+        y = y + self.mlp(self.norm(y))
+        return y.transpose(1, 2).unflatten(2, size)
+
+
+class ReductionStem(nn.Sequential):
+    """Three reduction cells in place of a patch embedding.
+
+    Images that 16 does not divide are padded with zeros at the bottom and on the right.
+
+    Args:
+        dims: Channels after each cell.
+        norm_cfg: Norm of the convolution modules.
+    """
+
+    def __init__(self, dims: Sequence[int], norm_cfg: dict):
+        super().__init__(
+            ReductionCell(3, dims[0], *REDUCTIONS[0], attention=True, norm_cfg=norm_cfg),
+            ReductionCell(dims[0], dims[1], *REDUCTIONS[1], attention=True, norm_cfg=norm_cfg),
+            ReductionCell(dims[1], dims[2], *REDUCTIONS[2], attention=False, norm_cfg=norm_cfg),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H', W', C)."""
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % 16, 0, -height % 16))
+        return super().forward(x).permute(0, 2, 3, 1).contiguous()
+
+
+@MODELS.register_module()
+class ViTAE(PlainViT):
+    """ViTAE (https://arxiv.org/abs/2106.03348) as ViTDet's backbone (https://arxiv.org/abs/2203.16527).
+
+    Every map has stride 16 and ``embed_dims`` channels. Relative positions are those of the
+    authors' ViTDet repository, and the last map is normalised.
+
+    Args:
+        arch: ``'base'``, ``'small'``, or a dict of ``embed_dims`` (a multiple of 4),
+            ``num_layers``, ``num_heads``, ``mlp_ratio``, ``global_attn_indexes``, ``pcm_convs`` (2
+            or 3 convolutions beside attention) and ``reduction_dims`` (widths after the first two
+            reduction cells, or None for a patch embedding).
+        img_size: Pixels a side, or (H, W), for which positions are learned. Images of any other
+            size interpolate them.
+        out_indices: Blocks, from 0 on and in rising order, whose maps are returned; None is the
+            last. Blocks after the last one are not built.
+        final_norm: Normalise what the very last block returns.
+        window_size: Side of the attention windows in tokens.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        norm_cfg: Norm of the convolutional parts, for :func:`mmcv.cnn.build_norm_layer`.
+        frozen_stages: -1 trains everything, 0 freezes what precedes the blocks, k that and the
+            first k blocks.
+        norm_eval: Keep every BatchNorm in eval mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
+            takes the authors' files as well as converted ones.
+
+    Raises:
+        ValueError: An argument outside these ranges; the message says what is allowed.
+
+    Examples:
+        >>> import torch
+        >>> from mmvitzoo.models import ViTAE
+        >>> model = ViTAE('small').eval()
+        >>> [tuple(x.shape) for x in model(torch.rand(1, 3, 64, 96))]
+        [(1, 384, 4, 6)]
+    """
+
+    arch_zoo: Dict[str, Dict[str, Any]] = {
+        'base': dict(
+            embed_dims=768,
+            num_layers=12,
+            num_heads=12,
+            mlp_ratio=4,
+            global_attn_indexes=(2, 5, 8, 11),
+            pcm_convs=2,
+            reduction_dims=None,
+        ),
+        'small': dict(
+            embed_dims=384,
+            num_layers=14,
+            num_heads=6,
+            mlp_ratio=3,
+            global_attn_indexes=(2, 5, 8, 13),
+            pcm_convs=3,
+            reduction_dims=(96, 192),
+        ),
+    }
+
+    def __init__(
+        self,
+        arch: Union[str, Dict[str, Any]] = 'base',
+        img_size: Union[int, Sequence[int]] = 1024,
+        out_indices: Optional[Sequence[int]] = None,
+        final_norm: bool = True,
+        window_size: int = 14,
+        drop_path_rate: float = 0.0,
+        norm_cfg: dict = dict(type='BN'),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: Optional[Union[dict, list]] = None,
+    ):
+        arch = self._resolve_arch(arch)
+        self.norm_cfg = norm_cfg  # the constructor of PlainViT builds stem and blocks
+        super().__init__(
+            arch,
+            img_size=img_size,
+            out_indices=out_indices,
+            final_norm=final_norm,
+            with_cls_token=False,
+            window_size=window_size,
+            global_attn_indexes=arch['global_attn_indexes'],
+            use_rel_pos=True,
+            rel_pos_scaled=True,
+            drop_path_rate=drop_path_rate,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        self.norm_eval = norm_eval
+        self.freeze()
+
+    def _check_arch(self, arch: Dict[str, Any]) -> None:
+        super()._check_arch(arch)
+        if arch['embed_dims'] % GROUP_CHANNELS:
+            raise ValueError(f'ViTAE: embed_dims is a multiple of {GROUP_CHANNELS}, got {arch["embed_dims"]}')
+        if arch['pcm_convs'] not in (2, 3):
+            raise ValueError(f'ViTAE: pcm_convs is 2 or 3, got {arch["pcm_convs"]!r}')
+        dims = arch['reduction_dims']
+        if dims is not None and not (len(dims) == 2 and all(isinstance(dim, int) and dim > 1 for dim in dims)):
+            raise ValueError(f'ViTAE: reduction_dims is None or two numbers of at least 2, got {dims!r}')
+
+    def _build_stem(self, patch_size: int, grid: Tuple[int, int]) -> nn.Module:
+        if self.arch['reduction_dims'] is None:
+            return super()._build_stem(patch_size, grid)
+        return ReductionStem((*self.arch['reduction_dims'], self.arch['embed_dims']), self.norm_cfg)
+
+    def _build_block(self, residual: bool, **kwargs) -> nn.Module:
+        names = ('embed_dims', 'num_heads', 'mlp_ratio', 'pcm_convs')
+        return NormalCell(*(self.arch[name] for name in names), self.norm_cfg, **kwargs)

@@ -1,0 +1,5 @@
+"""What stands between a backbone and a head."""
+
+from .simple_feature_pyramid import SimpleFeaturePyramid
+
+__all__ = ['SimpleFeaturePyramid']

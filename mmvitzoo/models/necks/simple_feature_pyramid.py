@@ -1,0 +1,97 @@
+"""Simple feature pyramid of ViTDet (https://arxiv.org/abs/2203.16527)."""
+
+from typing import Optional, Sequence, Tuple, Union
+
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule, build_norm_layer
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class SimpleFeaturePyramid(BaseModule):
+    """Levels of several strides, all made from the last map of a plain backbone.
+
+    A level rescales the map by transposed convolutions or max pooling, then a 1 x 1 and a 3 x 3
+    convolution follow, each with a norm and no activation. There is no top-down path.
+
+    Args:
+        in_channels: Channels of the map.
+        out_channels: Channels of every level.
+        scale_factors: Of the levels, each one of 4, 2, 1 and 0.5, in falling order. For a map of
+            stride 16 the default gives strides 4, 8, 16 and 32.
+        num_outs: Number of levels; those beyond ``scale_factors`` sub-sample the one before by 2.
+        halve_channels: Every transposed convolution halves the channels, as in Detectron2; False
+            keeps them, as in the ViTAE authors' ViTDet repository.
+        norm_cfg: Norm of the convolutions.
+        init_cfg: MMEngine's initialisation.
+
+    Raises:
+        ValueError: An argument outside these ranges; the message says what is allowed.
+
+    Examples:
+        >>> import torch
+        >>> from mmvitzoo.models import SimpleFeaturePyramid
+        >>> neck = SimpleFeaturePyramid(64, 32)
+        >>> [tuple(x.shape) for x in neck((torch.rand(1, 64, 8, 12),))]
+        [(1, 32, 32, 48), (1, 32, 16, 24), (1, 32, 8, 12), (1, 32, 4, 6), (1, 32, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        scale_factors: Sequence[float] = (4, 2, 1, 0.5),
+        num_outs: int = 5,
+        halve_channels: bool = True,
+        norm_cfg: dict = dict(type='LayerNorm2d', eps=1e-6),
+        init_cfg: Optional[Union[dict, list]] = None,
+    ):
+        super().__init__(init_cfg)
+        factors = list(scale_factors)
+        if not factors or factors != sorted(set(factors) & {4, 2, 1, 0.5}, reverse=True):
+            raise ValueError(
+                f'SimpleFeaturePyramid: scale_factors are some of 4, 2, 1, 0.5 in falling order, got {scale_factors!r}'
+            )
+        if num_outs < len(factors):
+            raise ValueError(f'SimpleFeaturePyramid: num_outs is at least {len(factors)}, got {num_outs!r}')
+        self.num_outs = num_outs
+        self.rescale = nn.ModuleList()
+        self.lateral_convs = nn.ModuleList()
+        self.fpn_convs = nn.ModuleList()
+        conv_cfg = dict(norm_cfg=norm_cfg, act_cfg=None)
+        half, quarter = (in_channels // 2, in_channels // 4) if halve_channels else (in_channels, in_channels)
+        for factor in factors:
+            channels = {4: quarter, 2: half}.get(factor, in_channels)
+            if factor == 4:
+                layers = [
+                    nn.ConvTranspose2d(in_channels, half, 2, stride=2),
+                    build_norm_layer(norm_cfg, half)[1],
+                    nn.GELU(),
+                    nn.ConvTranspose2d(half, quarter, 2, stride=2),
+                ]
+            elif factor == 2:
+                layers = [nn.ConvTranspose2d(in_channels, half, 2, stride=2)]
+            else:
+                layers = [] if factor == 1 else [nn.MaxPool2d(2)]
+            self.rescale.append(nn.Sequential(*layers))
+            self.lateral_convs.append(ConvModule(channels, out_channels, 1, **conv_cfg))
+            self.fpn_convs.append(ConvModule(out_channels, out_channels, 3, padding=1, **conv_cfg))
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+        """Levels from the last of ``inputs``.
+
+        Args:
+            inputs: Maps of a backbone, (B, ``in_channels``, H, W).
+
+        Returns:
+            ``num_outs`` contiguous maps of (B, ``out_channels``, H_i, W_i).
+        """
+        outs = []
+        for rescale, lateral, conv in zip(self.rescale, self.lateral_convs, self.fpn_convs):
+            # mmcv's operators read a map's memory as if it were contiguous, RoIAlign for one.
+            outs.append(conv(lateral(rescale(inputs[-1]))).contiguous())
+        while len(outs) < self.num_outs:
+            outs.append(F.max_pool2d(outs[-1], 1, stride=2))
+        return tuple(outs)
