@@ -1,8 +1,8 @@
 """Softmax attention with decomposed relative positions, whose memory is linear in the tokens.
 
-Relative positions are those of MViTv2 (https://arxiv.org/abs/2112.01526): a query q_i scores a key
-in row r and column c of the key map with ``q_i . k_j * scale + rows[i, r] + cols[i, c]``, where the
-two terms are products of q_i with learned tables, one per axis.
+Relative positions are those of MViTv2 (https://arxiv.org/abs/2112.01526): query i scores key j with
+``q_i . k_j * scale + q_i . R_h[i, j] + q_i . R_w[i, j]``. R_h depends on the rows of i and j alone,
+R_w on their columns, so that the two terms are one number per row of keys and one per column.
 """
 
 from typing import Optional, Tuple
@@ -13,55 +13,76 @@ from torch import Tensor, nn
 
 from .windows import merge_windows, partition_windows
 
-# Elements of a relative position bias that exist at one time, 64 MiB of float32.
-BIAS_ELEMENTS = 2**24
+# Elements of a relative position bias that exist at one time: few enough to stay near the processor.
+BIAS_ELEMENTS = 2**22
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rows: Optional[Tensor] = None, cols: Optional[Tensor] = None) -> Tensor:
-    """``softmax(q k^T * C**-0.5 + bias) v`` without a score matrix.
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, table_h: Optional[Tensor] = None, table_w: Optional[Tensor] = None
+) -> Tensor:
+    """``softmax(q k^T * C**-0.5 + relative positions) v`` without a score matrix.
+
+    Tokens are those of maps in row-major order.
 
     Args:
-        q: (B, heads, N, C).
-        k: (B, heads, H * W, C), a map in row-major order.
+        q: (B, heads, Hq * Wq, C).
+        k: (B, heads, H * W, C).
         v: (B, heads, H * W, C).
-        rows: (B, heads, N, H), what a query adds to the scores of the keys in each row.
-        cols: (B, heads, N, W), the same for columns. Given with ``rows`` or not at all.
+        table_h: (Hq, H, C), what a query multiplies to score the rows of keys; see
+            :func:`relative_table`. None has no relative positions.
+        table_w: (Wq, W, C), the same for columns.
 
     Returns:
-        (B, heads, N, C).
+        (B, heads, Hq * Wq, C).
     """
-    if rows is None or cols is None:
+    if table_h is None or table_w is None:
         return F.scaled_dot_product_attention(q, k, v)
     # A bias that needs a gradient has no fused kernel, a GPU's memory is better spent otherwise,
     # and a number of slices that depends on the image would be compiled into a program.
-    if (torch.is_grad_enabled() and rows.requires_grad) or q.is_cuda or torch.compiler.is_compiling():
-        return attend_extended(q, k, v, rows, cols)
-    return attend_biased(q, k, v, rows, cols)
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or table_h.requires_grad)
+    if needs_grad or q.is_cuda or torch.compiler.is_compiling():
+        return attend_extended(q, k, v, table_h, table_w)
+    return attend_biased(q, k, v, table_h, table_w)
 
 
-def attend_extended(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+def attend_extended(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
     """:func:`attend` as one dot product: q continues with its terms, k with its one-hot place."""
     channels, scale = q.shape[-1], q.shape[-1] ** -0.5
-    height, width = rows.shape[-1], cols.shape[-1]
+    height, width = table_h.shape[1], table_w.shape[1]
     row = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)
     col = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)
     place = torch.cat([row, col], -1).expand(*k.shape[:2], -1, -1)
-    q = torch.cat([q, rows / scale, cols / scale], -1)
+    rows, cols = relative_scores(q.unflatten(2, (len(table_h), len(table_w))), table_h, table_w)
+    q = torch.cat([q, rows.flatten(2, 3) / scale, cols.flatten(2, 3) / scale], -1)
     # Fused kernels want values as wide as the keys.
     v = F.pad(v, (0, height + width))
     return F.scaled_dot_product_attention(q, torch.cat([k, place], -1), v, scale=scale)[..., :channels]
 
 
-def attend_biased(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """:func:`attend` with the bias made for as many queries at a time as :data:`BIAS_ELEMENTS` allows."""
+def attend_biased(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
+    """:func:`attend` with a bias, of which :data:`BIAS_ELEMENTS` exist at a time, of one head."""
     batch, heads, queries, _ = q.shape
-    step = max(BIAS_ELEMENTS // (batch * heads * k.shape[2]), 1)
-    outs = []
-    for start in range(0, queries, step):
-        part = slice(start, start + step)
-        bias = (rows[:, :, part, :, None] + cols[:, :, part, None, :]).flatten(-2)
-        outs.append(F.scaled_dot_product_attention(q[:, :, part], k, v, attn_mask=bias))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+    keys = k.shape[2]
+    places = q.unflatten(2, (len(table_h), len(table_w)))
+    out = torch.empty_like(places)
+    images = max(BIAS_ELEMENTS // (queries * keys), 1)
+    rows_of_queries = max(BIAS_ELEMENTS // (len(table_w) * keys), 1)
+    for i in range(0, batch, images):
+        for head in range(heads):
+            at = (slice(i, i + images), slice(head, head + 1))
+            for start in range(0, len(table_h), rows_of_queries):
+                lines = slice(start, start + rows_of_queries)
+                part = places[(*at, lines)]
+                rows, cols = relative_scores(part, table_h[lines], table_w)
+                bias = (rows[..., None] + cols[..., None, :]).flatten(-2).flatten(2, 3)
+                result = F.scaled_dot_product_attention(part.flatten(2, 3), k[at], v[at], attn_mask=bias)
+                out[(*at, lines)] = result.view(part.shape)
+    return out.flatten(2, 3)
+
+
+def relative_scores(q: Tensor, table_h: Tensor, table_w: Tensor) -> Tuple[Tensor, Tensor]:
+    """What queries (B, heads, Hq, Wq, C) add to the scores of each row and each column of keys."""
+    return torch.einsum('bnhwc,hkc->bnhwk', q, table_h), torch.einsum('bnhwc,wkc->bnhwk', q, table_w)
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:
@@ -129,15 +150,14 @@ class Attention(nn.Module):
             x = partition_windows(x, self.window_size)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, ..., 3, heads, C)
         q, k, v = qkv.flatten(1, -4).permute(2, 0, 3, 1, 4)
-        rows = cols = None
+        tables = ()
         if self.rel_pos_h is not None:
             height, width = x.shape[1:3]
-            places = q.unflatten(2, (height, width))
-            table_h = relative_table(self.rel_pos_scale * self.rel_pos_h, height)
-            table_w = relative_table(self.rel_pos_scale * self.rel_pos_w, width)
-            rows = torch.einsum('bnhwc,hkc->bnhwk', places, table_h).flatten(2, 3)
-            cols = torch.einsum('bnhwc,wkc->bnhwk', places, table_w).flatten(2, 3)
-        x = attend(q, k, v, rows, cols).transpose(1, 2).reshape(x.shape)
+            tables = (
+                relative_table(self.rel_pos_scale * self.rel_pos_h, height),
+                relative_table(self.rel_pos_scale * self.rel_pos_w, width),
+            )
+        x = attend(q, k, v, *tables).transpose(1, 2).reshape(x.shape)
         if self.window_size:
             x = merge_windows(x, size)
         return self.proj(x)
