@@ -19,11 +19,11 @@ import torch
 from einops import rearrange
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmengine.registry import MODELS
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import DepthwiseConv
+from ..layers import DepthwiseConv, Linear, Mlp
 from .base import Backbone
 
 # Of 8 heads, 2 see relative positions through kernels of 3 x 3, 3 through 5 x 5, 3 through 7 x 7.
@@ -60,8 +60,8 @@ class FactorizedAttention(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.scale = (dim // NUM_HEADS) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, crpe: nn.Module) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); ``crpe`` belongs to the encoder, its blocks share it."""

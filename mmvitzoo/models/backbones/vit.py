@@ -15,11 +15,11 @@ Maps are (B, H, W, C) between blocks; with a class token, which has no place on 
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import Attention, LayerNorm2d, PatchEmbedding, init_linear_weights
+from ..layers import Attention, LayerNorm2d, Mlp, PatchEmbedding, init_linear_weights
 from .base import Backbone
 
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
-from timm.layers import Mlp
 from torch import Tensor, nn
 
+from ..layers import Linear, Mlp
 from .vit import Block, PlainViT
 
 # Of a reduction cell: dilations of its convolutions, their kernel, its stride.
@@ -69,8 +69,8 @@ class KernelAttention(nn.Module):
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(in_dim, eps=1e-5)
-        self.kqv = nn.Linear(in_dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.kqv = Linear(in_dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         features = dim // 2
         self.register_buffer('directions', nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features))
 

@@ -3,6 +3,7 @@
 from .attention import Attention, attend
 from .depthwise import DepthwiseConv
 from .init import init_linear_weights, init_transformer_weights
+from .linear import Linear, Mlp
 from .norm import LayerNorm2d
 from .patch_embedding import PatchEmbedding
 from .windows import merge_windows, partition_windows
@@ -11,6 +12,8 @@ __all__ = [
     'Attention',
     'DepthwiseConv',
     'LayerNorm2d',
+    'Linear',
+    'Mlp',
     'PatchEmbedding',
     'attend',
     'init_linear_weights',

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
 from .windows import merge_windows, partition_windows
 
 # Elements of a relative position bias that exist at one time: few enough to stay near the processor.
@@ -133,8 +134,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.rel_pos_scale = (dim // num_heads) ** -0.5 if rel_pos_scaled else 1.0
         if rel_pos_size is None:
             self.rel_pos_h = self.rel_pos_w = None

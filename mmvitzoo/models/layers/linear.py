@@ -1,0 +1,46 @@
+"""Linear layers that use the faster of PyTorch's two matrix libraries where it has no way to ask for it."""
+
+import torch
+from torch import Tensor, nn
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` whose float32 inference on a CPU runs in oneDNN.
+
+    PyTorch hands such products to MKL, which is slower: by a third for 1000 tokens on an AMD
+    processor (``tools/analysis_tools/benchmark.py``). The operator has no derivative.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if (
+            not _ONEDNN
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            or x.device.type != 'cpu'
+            or not x.dtype == self.weight.dtype == torch.float32
+            or torch.is_autocast_cpu_enabled()
+        ):
+            return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
+
+
+class Mlp(nn.Module):
+    """Two linears with an exact GELU between them.
+
+    Args:
+        dim: Channels of input and output.
+        hidden_dim: Channels between.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
