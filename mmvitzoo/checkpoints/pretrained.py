@@ -1,5 +1,6 @@
 """What ``init_cfg=dict(type='Pretrained')`` does on a backbone of this package."""
 
+import re
 from collections import Counter
 from typing import Optional
 
@@ -34,12 +35,19 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     except CheckpointError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     try:
+        backbone.check_converted(converted)
+    except ValueError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from None
+    try:
         missing, unexpected = backbone.load_state_dict(converted.backbone, strict=False)
     except RuntimeError as error:
         details = '\n'.join(str(error).splitlines()[:4])
         raise CheckpointError(
             f'{checkpoint}: holds {name} of arch {converted.arch}, which the model is not: {details}'
         ) from None
+    absent = [x for x in backbone.may_lack if not any(re.fullmatch(x, key) for key in converted.backbone)]
+    new = [key for key in missing if any(re.fullmatch(x, key) for x in absent)]
+    missing = [key for key in missing if key not in new]
     if missing:
         raise CheckpointError(f'{checkpoint}: lacks {len(missing)} weights of {name}: {", ".join(missing[:5])}')
     print_log(
@@ -47,6 +55,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         f'from {checkpoint} ({converted.source} layout)',
         logger='current',
     )
+    if new:
+        print_log(f'{name}: {len(new)} weights are new, such as {new[0]}', logger='current')
     others = [key for key in converted.state_dict if not key.startswith('backbone.')]
     reasons = [*converted.dropped.values(), *['not in this backbone'] * len([*unexpected, *others])]
     for reason, count in Counter(reasons).items():

@@ -1,6 +1,7 @@
-"""Backbones and necks, registered in MMEngine's root ``MODELS``."""
+"""Backbones, necks and losses, registered in MMEngine's root ``MODELS``."""
 
 from .backbones import MPViT, PlainViT, ViTAE
+from .losses import FederatedLoss
 from .necks import SimpleFeaturePyramid
 
-__all__ = ['MPViT', 'PlainViT', 'SimpleFeaturePyramid', 'ViTAE']
+__all__ = ['FederatedLoss', 'MPViT', 'PlainViT', 'SimpleFeaturePyramid', 'ViTAE']

@@ -1,12 +1,12 @@
 """The contract that every backbone of this package keeps."""
 
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...checkpoints import load_pretrained
+from ...checkpoints import Converted, load_pretrained
 from ..layers import init_transformer_weights
 
 MIN_SIZE = 32
@@ -32,6 +32,8 @@ class Backbone(BaseModule):
     """
 
     arch_zoo: Dict[str, Dict[str, Any]] = {}
+    # Patterns of weights that a pretrained classifier lacks; they keep their initial values.
+    may_lack: Tuple[str, ...] = ()
     # What initialises a module by its type, where no init_cfg does.
     init_module = staticmethod(init_transformer_weights)
 
@@ -85,6 +87,9 @@ class Backbone(BaseModule):
                 f'{self._get_name()}: input is (B, 3, H, W) with H and W of at least {MIN_SIZE} pixels, '
                 f'got {tuple(x.shape)}'
             )
+
+    def check_converted(self, converted: Converted) -> None:
+        """Raises ValueError for weights that fit by name and shape, but mean something else here."""
 
     def stages_to_freeze(self) -> List[nn.Module]:
         """The stem and the stages, in the order in which ``frozen_stages`` counts them."""

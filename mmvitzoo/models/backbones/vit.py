@@ -19,6 +19,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...checkpoints import Converted
 from ..layers import Attention, LayerNorm2d, Mlp, PatchEmbedding, init_linear_weights
 from .base import Backbone
 
@@ -127,6 +128,7 @@ class PlainViT(Backbone):
         'huge': dict(embed_dims=1280, num_layers=32, num_heads=16, mlp_ratio=4),
     }
 
+    may_lack = (r'blocks\.\d+\.attn\.rel_pos_[hw]', r'blocks\.\d+\.residual\..+')
     init_module = staticmethod(init_linear_weights)
 
     def __init__(
@@ -177,6 +179,7 @@ class PlainViT(Backbone):
             raise ValueError(f'{name}: global_attn_indexes without window_size, where every block is global')
 
         self.out_type = out_type
+        self.rel_pos_scaled = rel_pos_scaled
         self.with_cls_token = with_cls_token
         self.with_cp = with_cp
         self.out_channels = (arch['embed_dims'],) * num_layers
@@ -224,6 +227,14 @@ class PlainViT(Backbone):
 
     def _build_block(self, **kwargs) -> nn.Module:
         return Block(self.arch['embed_dims'], self.arch['num_heads'], self.arch['mlp_ratio'], **kwargs)
+
+    def check_converted(self, converted: Converted) -> None:
+        foreign = converted.family == 'plainvit' and converted.source != 'mmvitzoo'
+        if self.rel_pos_scaled and foreign and any('rel_pos' in key for key in converted.backbone):
+            raise ValueError(
+                f'relative positions of the {converted.source} layout are converted for rel_pos_scaled=False, '
+                'the model has rel_pos_scaled=True'
+            )
 
     def stages_to_freeze(self) -> List[nn.Module]:
         return [self.stem, *self.blocks]

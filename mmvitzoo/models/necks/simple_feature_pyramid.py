@@ -3,10 +3,12 @@
 from typing import Optional, Sequence, Tuple, Union
 
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, build_norm_layer
+from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from ..layers import LayerNorm2d
 
 
 @MODELS.register_module()
@@ -24,7 +26,7 @@ class SimpleFeaturePyramid(BaseModule):
         num_outs: Number of levels; those beyond ``scale_factors`` sub-sample the one before by 2.
         halve_channels: Every transposed convolution halves the channels, as in Detectron2; False
             keeps them, as in the ViTAE authors' ViTDet repository.
-        norm_cfg: Norm of the convolutions.
+        norm_cfg: Norm of the 1 x 1 and 3 x 3 convolutions.
         init_cfg: MMEngine's initialisation.
 
     Raises:
@@ -67,7 +69,7 @@ class SimpleFeaturePyramid(BaseModule):
             if factor == 4:
                 layers = [
                     nn.ConvTranspose2d(in_channels, half, 2, stride=2),
-                    build_norm_layer(norm_cfg, half)[1],
+                    LayerNorm2d(half, eps=1e-6),
                     nn.GELU(),
                     nn.ConvTranspose2d(half, quarter, 2, stride=2),
                 ]

@@ -1,0 +1,10 @@
+# The recipe is MMSegmentation's; its drop path rate is 0.1 in every row.
+_base_ = [
+    '../_base_/models/upernet_plainvit.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/schedules/ade20k_80k_adamw.py',
+]
+custom_imports = dict(imports=['mmvitzoo'])
+
+train_dataloader = dict(batch_size=2)

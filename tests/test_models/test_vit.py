@@ -1,0 +1,394 @@
+"""PlainViT and ViTAE: parity with the originals, the common contract, errors."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmvitzoo.checkpoints import convert
+from mmvitzoo.models import PlainViT, ViTAE
+
+ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=2)
+VITDET = dict(with_cls_token=False, window_size=3, global_attn_indexes=(1, 3), use_rel_pos=True)
+VITAE = dict(ARCH, global_attn_indexes=(1, 3), pcm_convs=2, reduction_dims=None)
+FORMS = dict(
+    token=partial(PlainViT, ARCH, img_size=64),
+    vitdet=partial(PlainViT, ARCH, img_size=96, pretrain_img_size=64, **VITDET),
+    conv=partial(
+        PlainViT, ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=())
+    ),
+    vitae=partial(ViTAE, VITAE, img_size=96, window_size=3),
+    vitae_s=partial(ViTAE, dict(VITAE, pcm_convs=3, reduction_dims=(24, 32)), img_size=96, window_size=3),
+)
+
+
+def slim(form, **kwargs):
+    torch.manual_seed(0)
+    model = FORMS[form](**kwargs)
+    model.init_weights()
+    for name, value in model.named_parameters():  # as if trained: what starts at zero counts
+        if 'rel_pos' in name or '.residual.' in name:
+            nn.init.normal_(value, std=0.2)
+    return model
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('name', ['vitdet_d2_small', 'vitdet_d2_conv-propagation'])
+def test_equals_detectron2(name, load_golden):
+    reference = load_golden(name)
+    converted = convert(reference.state_dict)
+    assert (converted.family, converted.source) == ('plainvit', 'detectron2')
+    model = MODELS.build(converted.backbone_cfg).eval()
+    model.load_state_dict(converted.backbone, strict=True)
+    neck = MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=96)).eval()
+    neck.load_state_dict(without_prefix('neck.', converted), strict=True)
+    assert list(reference.input.shape[2:]) == [256, 320]
+    with torch.no_grad():
+        maps = model(reference.input)
+        outputs = dict(last_feat=maps[0], **{f'p{i}': x for i, x in enumerate(neck(maps)[:4], 2)})
+    check_outputs(outputs, reference)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    'name, family',
+    [('vitdet_vitae-repo_small', 'plainvit'), ('vitae_vitae-repo_small', 'vitae'), ('vitae-s_vitae-repo', 'vitae')],
+)
+def test_equals_vitae_repository(name, family, load_golden):
+    reference = load_golden(name)
+    converted = convert(reference.state_dict)
+    assert (converted.family, converted.source) == (family, 'vitae-repository')
+    model = MODELS.build(converted.backbone_cfg).eval()
+    model.load_state_dict(converted.backbone, strict=True)
+    neck = MODELS.build(
+        dict(type='SimpleFeaturePyramid', in_channels=model.out_channels[0], halve_channels=False)
+    ).eval()
+    missing, unexpected = neck.load_state_dict(without_prefix('neck.', converted), strict=False)
+    assert not unexpected and not any(key.startswith('rescale') for key in missing)
+    with torch.no_grad():
+        (x,) = model(reference.input)
+        outputs = dict(
+            tokens=x.flatten(2).transpose(1, 2), **{f'level{i}': level(x) for i, level in enumerate(neck.rescale, 1)}
+        )
+    check_outputs(outputs, reference)
+
+
+def test_scaled_convention_equals_vitae_repository(load_golden):
+    """The tables as they are in the file, in a model of their convention."""
+    reference = load_golden('vitdet_vitae-repo_small')
+    converted = convert(reference.state_dict)
+    weights = dict(converted.backbone)
+    weights.update({key: value for key, value in reference.state_dict.items() if 'rel_pos' in key})
+    model = MODELS.build(dict(converted.backbone_cfg, rel_pos_scaled=True)).eval()
+    model.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        tokens = model(reference.input)[0].flatten(2).transpose(1, 2)
+    assert reference.error('tokens', tokens) < 1e-5
+
+
+def without_prefix(prefix, converted):
+    return {key[len(prefix) :]: value for key, value in converted.state_dict.items() if key.startswith(prefix)}
+
+
+def check_outputs(outputs, reference):
+    assert outputs.keys() == reference.case['outputs'].keys()
+    for name, tensor in outputs.items():
+        # Ten times tighter than needed: a wrong eps or GELU already fails.
+        assert reference.error(name, tensor) < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    'arch, params',  # timm's classifiers without their heads
+    [('tiny', 5_524_416), ('small', 21_665_664), ('base', 85_798_656), ('large', 303_301_632), ('huge', 630_764_800)],
+)
+def test_parameters(arch, params):
+    with torch.device('meta'):
+        model = PlainViT(arch)
+    # timm's huge has patches of 14 pixels, and 256 of them.
+    extra = 3 * 1280 * (16**2 - 14**2) - 60 * 1280 if arch == 'huge' else 0
+    assert sum(p.numel() for p in model.parameters()) == params + extra
+
+
+def test_parameters_of_vitae():
+    """As the reference case counts them, less its pyramid and the fixed directions, which we do not train."""
+    pyramid = 3 * (384 * 384 * 4 + 384) + 2 * 384
+    model = ViTAE('small', img_size=256)
+    assert sum(p.numel() for p in model.parameters()) == 25_469_728 - pyramid - 48 * 96 - 96 * 192
+    assert sum(b.numel() for name, b in model.named_buffers() if name.endswith('directions')) == 48 * 96 + 96 * 192
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('size', [(32, 32), (97, 131), (64, 33)])
+def test_any_size(form, size, training):
+    model = slim(form, out_indices=(0, 3)).train(training)
+    batch = 2 if training else 1
+    maps = model(torch.randn(batch, 3, *size))
+    assert [tuple(x.shape) for x in maps] == 2 * [(batch, 48, -(-size[0] // 16), -(-size[1] // 16))]
+    assert all(x.isfinite().all() and x.is_contiguous() for x in maps)
+    assert model.out_channels == (48,) * 4
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_padding_is_zeros(form):
+    """An image that 16 does not divide is the image with zeros below and to the right."""
+    model = slim(form).eval()
+    x = torch.zeros(1, 3, 64, 96)
+    x[:, :, :50, :81] = torch.randn(1, 3, 50, 81)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x[:, :, :50, :81]), model(x))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_gradients_reach_every_parameter(form):
+    model = slim(form).train()
+    (model(torch.randn(2, 3, 64, 96))[0] * torch.randn(2, 48, 4, 6)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_gradient_form_equals_inference_form(form):
+    """Relative positions as an extension of q and k in training, as a bias in inference on a CPU."""
+    model = slim(form).eval()
+    x = torch.randn(2, 3, 70, 96)
+    with torch.no_grad():
+        expected = model(x)[0]
+    torch.testing.assert_close(model(x)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_out_indices_choose_maps_and_build_no_more(form):
+    full, part = slim(form, out_indices=(0, 2, 3)), slim(form, out_indices=(0, 2))
+    part.load_state_dict(full.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 64)
+    maps, chosen = full.eval()(x), part.eval()(x)
+    assert len(part.blocks) == 3 and not hasattr(part.norm, 'weight')
+    assert torch.equal(chosen[0], maps[0]) and torch.equal(chosen[1], maps[1])
+    # Only the last block's map is normalised.
+    (last,) = FORMS[form]().eval()(x)
+    assert maps[2].mean(1).abs().max() < 1e-5 < maps[1].mean(1).abs().max() and last.mean(1).abs().max() < 1e-5
+    raw = slim(form, final_norm=False)
+    raw.load_state_dict(full.state_dict(), strict=False)
+    normed = nn.functional.layer_norm(raw.eval()(x)[0].permute(0, 2, 3, 1), (48,), eps=1e-6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(normed, maps[2])
+
+
+def test_class_token_attends_and_is_returned():
+    model = slim('token', out_type='cls_token', out_indices=(1, 3)).eval()
+    maps = slim('token').eval()
+    x = torch.randn(2, 3, 64, 64)
+    tokens = model(x)
+    assert [tuple(y.shape) for y in tokens] == [(2, 48), (2, 48)]
+    before = maps(x)[0]
+    with torch.no_grad():
+        maps.stem.cls_token += 1
+    assert not torch.allclose(maps(x)[0], before)
+
+
+def test_positions_are_interpolated():
+    model = slim('token').eval()
+    grid = model.stem.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(grid, (3, 6), mode='bicubic', align_corners=False)
+    x = torch.randn(1, 3, 48, 96)
+    embedded = model.stem.projection(x) + expected
+    torch.testing.assert_close(model.stem(x).permute(0, 3, 1, 2), embedded)
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
+def test_frozen_stages(form, frozen_stages):
+    model = slim(form, frozen_stages=frozen_stages)
+    before = copy.deepcopy(model.state_dict())
+    assert model.train() is model
+    model(torch.randn(2, 3, 64, 64))
+    for i, part in enumerate([model.stem, *model.blocks]):
+        frozen = i <= frozen_stages
+        assert all(p.requires_grad != frozen for p in part.parameters())
+        assert all(m.training != frozen for m in part.modules())
+    assert model.norm.weight.requires_grad
+    for name, value in model.state_dict().items():
+        if name.endswith('running_mean'):
+            part = 0 if name.startswith('stem') else int(name.split('.')[1]) + 1
+            assert torch.equal(value, before[name]) == (part <= frozen_stages), name
+
+
+@pytest.mark.parametrize('form', ['vitae', 'vitae_s'])
+def test_norm_eval_keeps_statistics(form):
+    model = slim(form, norm_eval=True).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    model(torch.randn(2, 3, 64, 64))
+    assert norms and all(not m.training and m.num_batches_tracked == 0 for m in norms)
+    assert model.blocks[0].training
+    assert {type(m) for m in slim(form, norm_cfg=dict(type='SyncBN')).blocks[0].pcm} >= {nn.SyncBatchNorm}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_activation_checkpointing_keeps_less_and_changes_nothing(form):
+    plain, saving = slim(form), slim(form, with_cp=True)
+    x = torch.randn(2, 3, 64, 64)
+    kept = []
+    for model in (plain, saving):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            loss = sum(out.square().mean() for out in model.train()(x))
+        loss.backward()
+        kept.append(sum(sizes))
+    assert kept[1] < 0.7 * kept[0]
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_drop_path_acts_in_training_only_and_grows_linearly(form):
+    model = slim(form, drop_path_rate=0.6)
+    assert [block.drop_path.drop_prob for block in model.blocks] == [pytest.approx(0.2 * i) for i in range(4)]
+    x = torch.randn(1, 3, 64, 64)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    assert len({model(x)[-1].sum().item() for _ in range(8)}) > 1
+    model.eval()
+    torch.testing.assert_close(model(x)[-1], slim(form).eval()(x)[-1])
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast(form, dtype):
+    model = slim(form).train()
+    x = torch.randn(2, 3, 96, 64)
+    with torch.autocast('cpu', dtype=dtype):
+        maps = model(x)
+    assert all(out.isfinite().all() for out in maps)
+    sum(out.float().square().mean() for out in maps).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    model.eval()
+    with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
+        low = model(x)[0].float()
+    with torch.no_grad():
+        full = model(x)[0]
+    assert (low - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize('form', ['token', 'vitdet', 'vitae_s'])
+def test_compiles_without_graph_break(form):
+    model = slim(form, out_indices=(0, 1)).eval()  # one block of each kind
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randn(2, 3, 80, 96)
+    with torch.no_grad():
+        assert_same_maps(compiled(x), model(x))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_exports(form):
+    model = slim(form).eval()
+    x = torch.randn(2, 3, 80, 96)
+    program = torch.export.export(model, (x,))
+    assert_same_maps(program.module()(x), model(x))
+
+
+def assert_same_maps(maps, expected):
+    assert len(maps) == len(expected)
+    for a, b in zip(maps, expected):
+        assert (a - b).norm() < 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_norms_are_as_published(form):
+    model = slim(form)
+    cells = {id(m) for name, m in model.named_modules() if name.startswith('stem.')}
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm) and id(m) not in cells} == {1e-6}
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm) and id(m) in cells} <= {1e-5}
+    assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} <= {1e-5}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_initialisation(form):
+    torch.manual_seed(0)
+    model = FORMS[form]()
+    model.init_weights()
+    weights = model.state_dict()
+    assert weights['blocks.1.attn.qkv.weight'].std().item() == pytest.approx(0.02, rel=0.1)
+    assert weights['blocks.1.mlp.fc1.bias'].abs().max() == 0
+    if 'stem.pos_embed' in weights:
+        assert weights['stem.pos_embed'].std().item() == pytest.approx(0.02, rel=0.15)
+    if form == 'conv':  # changes nothing at first
+        x = torch.randn(1, 4, 4, 48)
+        assert torch.equal(model.blocks[1].residual(x), x)
+    if 'rel_pos_h' in str(weights.keys()):
+        assert weights['blocks.0.attn.rel_pos_h'].abs().max() == 0
+        assert weights['blocks.0.attn.rel_pos_h'].shape == (5, 16)
+        if form != 'conv':
+            assert weights['blocks.1.attn.rel_pos_h'].shape == (11, 16)
+
+
+def test_directions_are_orthogonal():
+    directions = slim('vitae_s').stem[1].attn.directions
+    torch.testing.assert_close(directions @ directions.T, 16 * torch.eye(16), atol=1e-4, rtol=1e-4)
+
+
+def test_layer_depth():
+    model = slim('conv')
+    depth = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.')[0] for name in model.state_dict()}
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (5, 6)
+    assert model.get_layer_depth('neck.rescale.0.0.weight', 'backbone.') == (5, 6)
+    assert depth['stem.pos_embed'] == depth['stem.projection.weight'] == 0
+    assert depth['blocks.0.attn.rel_pos_h'] == 1 and depth['blocks.3.mlp.fc2.bias'] == 4
+    assert depth['norm.weight'] == depth['blocks.1.residual.0.weight'] == 5
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(arch='giant'), "arch is one of tiny, small, base, large, huge, or a dict, got 'giant'"),
+        (dict(arch=dict(embed_dims=64)), 'keys of an arch dict are embed_dims, .* got embed_dims'),
+        (dict(arch=dict(ARCH, embed_dims=50)), 'embed_dims is a multiple of num_heads, got 50 and 3'),
+        (dict(arch=dict(ARCH, num_layers=0)), 'num_layers is a positive number, got 0'),
+        (dict(arch=dict(ARCH, num_heads=1.5)), 'num_heads is a positive number, got 1.5'),
+        (dict(img_size=(224,)), r'img_size is a number of pixels or \(H, W\), got \(224,\)'),
+        (dict(img_size=0), 'img_size is .* got 0'),
+        (dict(pretrain_img_size='224'), "pretrain_img_size is .* got '224'"),
+        (dict(patch_size=0), 'patch_size is a number of at least 1, got 0'),
+        (dict(out_indices=(3, 4)), r'out_indices is a rising sequence of numbers from 0 to 3, got \(3, 4\)'),
+        (dict(out_type='raw'), "out_type is 'featmap' or 'cls_token', got 'raw'"),
+        (dict(out_type='cls_token', with_cls_token=False), "out_type='cls_token' needs with_cls_token=True"),
+        (dict(window_size=7), 'window_size, use_rel_pos and residual_block_indexes need with_cls_token=False'),
+        (dict(use_rel_pos=True), 'use_rel_pos .* need with_cls_token=False'),
+        (dict(residual_block_indexes=(1,)), 'residual_block_indexes need with_cls_token=False'),
+        (dict(VITDET, window_size=-1), 'window_size is a number of at least 0, got -1'),
+        (dict(VITDET, global_attn_indexes=(4,)), r'global_attn_indexes are blocks from 0 to 3, got \(4,\)'),
+        (dict(VITDET, residual_block_indexes=(-1,)), r'residual_block_indexes are blocks from 0 to 3, got \(-1,\)'),
+        (dict(VITDET, window_size=0), 'global_attn_indexes without window_size'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate is at least 0 and less than 1, got 1.0'),
+        (dict(frozen_stages=5), 'frozen_stages is a number from -1 to 4, got 5'),
+    ],
+)
+def test_wrong_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=f'PlainViT: .*{message}'):
+        PlainViT(**{'arch': ARCH, **kwargs})
+
+
+@pytest.mark.parametrize(
+    'arch, message',
+    [
+        ('large', "arch is one of base, small, or a dict, got 'large'"),
+        (dict(VITAE, embed_dims=51), 'embed_dims is a multiple of 4, got 51'),
+        (dict(VITAE, pcm_convs=4), 'pcm_convs is 2 or 3, got 4'),
+        (dict(VITAE, reduction_dims=(1, 2, 3)), r'reduction_dims is None or two numbers .* got \(1, 2, 3\)'),
+        (dict(VITAE, global_attn_indexes=(7,)), r'global_attn_indexes are blocks from 0 to 3, got \(7,\)'),
+    ],
+)
+def test_wrong_arguments_of_vitae(arch, message):
+    with pytest.raises(ValueError, match=f'ViTAE: {message}'):
+        ViTAE(arch)
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('shape', [(1, 3, 31, 64), (3, 64, 64), (1, 4, 64, 64)])
+def test_wrong_input(form, shape):
+    with pytest.raises(ValueError, match='H and W of at least 32 pixels, got'):
+        slim(form).eval()(torch.zeros(shape))

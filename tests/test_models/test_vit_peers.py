@@ -1,0 +1,146 @@
+"""PlainViT beside living implementations of the same models: random weights, converted, equal maps."""
+
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS
+
+from mmvitzoo.checkpoints import convert, export
+
+SIZES = [(224, 224), (384, 384), (240, 352)]
+
+
+def randomise(model):
+    """Weights as if trained: what is built as zeros and ones counts, too."""
+    torch.manual_seed(0)
+    for name, value in model.named_parameters():
+        if value.dim() > 1 and 'rel_pos' not in name and 'token' not in name and 'pos_embed' not in name:
+            torch.nn.init.normal_(value, std=value[0].numel() ** -0.5)
+        else:
+            torch.nn.init.normal_(value, mean=float('norm' in name and 'weight' in name), std=0.2)
+    return model.eval()
+
+
+def ours(converted, **kwargs):
+    model = MODELS.build({**converted.backbone_cfg, **kwargs}).eval()
+    model.load_state_dict(converted.backbone, strict=True)
+    return model
+
+
+def assert_equal(a, b):
+    assert a.shape == b.shape
+    assert (a - b).norm() < 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('name', ['vit_base_patch16_224', 'vit_small_patch16_224'])
+def test_timm(name, size):
+    """Maps of four blocks, the class token and the classifier's answer."""
+    peer = randomise(timm.create_model(name, img_size=size))
+    converted = convert(peer.state_dict())
+    assert (converted.family, converted.source, converted.arch) == ('plainvit', 'timm', name.split('_')[1])
+    assert not converted.dropped
+    blocks = (2, 5, 8, 11)
+    # Positions of a grid that is no square do not tell which side is longer.
+    kwargs = dict(img_size=size) if size[0] != size[1] else {}
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        maps = ours(converted, out_indices=blocks, **kwargs)(x)
+        (token,) = ours(converted, out_type='cls_token', **kwargs)(x)
+        for a, b in zip(maps, peer.forward_intermediates(x, indices=list(blocks), norm=False)[1][:3]):
+            assert_equal(a, b)
+        features = peer.forward_features(x)
+        assert_equal(maps[3].flatten(2).transpose(1, 2), features[:, 1:])
+        head = converted.state_dict['head.fc.weight'], converted.state_dict['head.fc.bias']
+        assert_equal(torch.nn.functional.linear(token, *head), peer(x))
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_distilled_deit(size):
+    """Equal to the model without its distillation token, which is named and left out."""
+    peer = randomise(timm.create_model('deit_small_distilled_patch16_224', img_size=size))
+    converted = convert(peer.state_dict())
+    assert converted.arch == 'small'
+    assert set(converted.dropped) == {'dist_token', 'head_dist.weight', 'head_dist.bias'}
+    assert 'no distillation token' in converted.dropped['dist_token']
+    model = ours(converted, **(dict(img_size=size) if size[0] != size[1] else {}))
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        tokens = torch.cat([peer.cls_token, peer.patch_embed(x)], 1)
+        tokens = tokens + peer.pos_embed[:, [0, *range(2, peer.pos_embed.shape[1])]]
+        expected = peer.norm(peer.blocks(tokens))[:, 1:]
+        assert_equal(model(x)[0].flatten(2).transpose(1, 2), expected)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_segment_anything(size):
+    """Its encoder is ViTDet with relative positions."""
+    peer = randomise(timm.create_model('samvit_base_patch16', img_size=size, num_classes=0))
+    converted = convert(peer.state_dict())
+    assert (converted.source, converted.arch) == ('timm-sam', 'base')
+    assert converted.backbone_cfg['global_attn_indexes'] == (2, 5, 8, 11)
+    assert all(key.startswith('neck.') for key in converted.dropped) and converted.dropped
+    peer.neck = torch.nn.Identity()
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        assert_equal(ours(converted)(x)[0].permute(0, 2, 3, 1), peer.forward_features(x))
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('size', [(224, 224), (240, 352)])
+@pytest.mark.parametrize('final_norm', [False, True])
+def test_mmsegmentation(size, final_norm):
+    """Into its VisionTransformer and back, nothing missing, the same maps."""
+    from mmseg.models.backbones import VisionTransformer
+
+    timm_model = randomise(timm.create_model('vit_tiny_patch16_224', num_classes=0))
+    converted = convert(timm_model.state_dict())
+    weights = export(converted.state_dict, 'plainvit', 'mmseg')
+    if not final_norm:
+        del weights['ln1.weight'], weights['ln1.bias']
+    blocks = (2, 5, 8, 11)
+    peer = VisionTransformer(
+        embed_dims=192,
+        num_layers=12,
+        num_heads=3,
+        out_indices=blocks,
+        final_norm=final_norm,
+        norm_cfg=dict(type='LN', eps=1e-6),
+    )
+    peer.eval()
+    peer.load_state_dict(weights, strict=True)
+    x = torch.randn(1, 3, *size)
+    again = convert({f'backbone.{key}': value for key, value in peer.state_dict().items()})
+    assert (again.source, again.backbone_cfg['final_norm']) == ('mmseg', final_norm)
+    model = ours(again, out_indices=blocks)
+    with torch.no_grad():
+        for a, b in zip(model(x), peer(x)):
+            assert_equal(a, b)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_mmpretrain(prefix):
+    from mmpretrain.models.backbones import VisionTransformer
+
+    peer = VisionTransformer('deit-tiny', img_size=(96, 128), out_type='featmap', out_indices=(5, 11))
+    peer.eval()
+    randomise_in_place(peer)
+    converted = convert({prefix + key: value for key, value in peer.state_dict().items()})
+    assert (converted.source, converted.arch) == ('mmpretrain', 'tiny')
+    model = ours(converted, out_indices=(5, 11), img_size=(96, 128))
+    x = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        for a, b in zip(model(x), peer(x)):
+            assert_equal(a, b)
+    # What MMPretrain users have asked for: its weights in timm.
+    timm_model = timm.create_model('vit_tiny_patch16_224', img_size=(96, 128), num_classes=0).eval()
+    timm_model.load_state_dict(export(converted.state_dict, 'plainvit', 'timm'), strict=True)
+    with torch.no_grad():
+        assert_equal(timm_model.forward_features(x)[:, 1:].transpose(1, 2), model(x)[1].flatten(2))
+
+
+def randomise_in_place(model):
+    model.requires_grad_(True)
+    randomise(torch.nn.ModuleList([model]))
+    model.eval()
