@@ -1,11 +1,13 @@
 """Every config builds, has the size that follows from its architecture, and computes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 
@@ -30,15 +32,57 @@ PARAMS = {
     'mask-rcnn_mpvit-xsmall': 30.4,
     'mask-rcnn_mpvit-small': 42.7,
     'mask-rcnn_mpvit-base': 94.7,
+    # timm's classifiers.
+    'plainvit-tiny_in1k': 5.717416,
+    'plainvit-small_in1k': 22.050664,
+    'plainvit-base_in1k': 86.567656,
+    'plainvit-large_in1k': 304.326632,
+    # Measured; backbones and pyramids are as large as the originals' in the reference cases.
+    'mask-rcnn_plainvit-base-conv': 0.0,
+    'mask-rcnn_plainvit-base-mae_lsj-100e_coco': 0.0,
+    'mask-rcnn_plainvit-base-mae_lsj-100e_lvis': 0.0,
+    'mask-rcnn_plainvit-large-mae_lsj-100e_coco': 0.0,
+    'mask-rcnn_plainvit-large-mae_lsj-100e_lvis': 0.0,
+    'mask-rcnn_plainvit-huge': 0.0,
+    'cascade-mask-rcnn_plainvit-base': 0.0,
+    'cascade-mask-rcnn_plainvit-large': 0.0,
+    'mask-rcnn_vitae-base': 0.0,
+    'mask-rcnn_vitae-small': 0.0,
+    'mask-rcnn_plainvit-mini': 0.0,
+    'plainvit-mini_mini-classes': 0.0,
+    'plainvit-mini_mln_upernet': 0.0,
 }
+# MMSegmentation's configs of the same rows, with its own backbone.
+MMSEG = {
+    f'{ours}_8xb2-{schedule}_ade20k-512x512.py': f'mmseg::vit/vit_{theirs}_8xb2-{schedule}_ade20k-512x512.py'
+    for ours, theirs, schedules in (
+        ('plainvit-base_mln_upernet', 'vit-b16_mln_upernet', ('80k', '160k')),
+        ('plainvit-base-ln_mln_upernet', 'vit-b16-ln_mln_upernet', ('160k',)),
+        ('deit-small_upernet', 'deit-s16_upernet', ('80k', '160k')),
+        ('deit-small_mln_upernet', 'deit-s16_mln_upernet', ('160k',)),
+        ('deit-small-ln_mln_upernet', 'deit-s16-ln_mln_upernet', ('160k',)),
+        ('deit-base_upernet', 'deit-b16_upernet', ('80k', '160k')),
+        ('deit-base_mln_upernet', 'deit-b16_mln_upernet', ('160k',)),
+        ('deit-base-ln_mln_upernet', 'deit-b16-ln_mln_upernet', ('160k',)),
+    )
+    for schedule in schedules
+}
+MODULE2PACKAGE['mmseg'] = 'mmseg'  # what tools/train.py does for the second stack
 DROP_PATH = {'tiny': 0.1, 'xsmall': 0.1, 'small': 0.2, 'base': 0.4}
 CLASSIFIER_DROP_PATH = {'tiny': 0, 'xsmall': 0, 'small': 0.05, 'base': 0.3}
 
 
-def build(name):
+def build(name, tmp_path):
     config = Config.fromfile(ROOT / 'configs' / name)
     init_default_scope(config.default_scope)
     config.model.backbone.pop('init_cfg', None)  # a file of the authors
+    if 'vitdet' in name:
+        config.model.data_preprocessor.pop('batch_augments', None)  # would pad the small images to 1024
+    if 'lvis' in name:
+        (tmp_path / 'lvis.json').write_text(
+            json.dumps(dict(categories=[dict(id=i, image_count=i) for i in range(1203)]))
+        )
+        config.model.roi_head.bbox_head.loss_cls.ann_file = str(tmp_path / 'lvis.json')
     if 'data_preprocessor' in config:  # MMPretrain's, which the Runner hands to the model
         config.model.data_preprocessor = config.data_preprocessor
     torch.manual_seed(0)
@@ -48,19 +92,26 @@ def build(name):
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 21
+    assert len(CONFIGS) == 50 and len(MMSEG) == 11
 
 
 @pytest.mark.stack
 @pytest.mark.parametrize('name', CONFIGS)
-def test_builds_and_computes(name):
-    config, model = build(name)
-    expected = next(value for start, value in PARAMS.items() if name.split('/')[1].startswith(start))
+def test_builds_and_computes(name, tmp_path):
+    config, model = build(name, tmp_path)
     params = sum(p.numel() for p in model.parameters()) / 1e6
-    assert params == pytest.approx(expected, abs=0.05 if expected == round(expected, 1) else 1e-6)
+    if name[len('vit/') :] in MMSEG:
+        with torch.device('meta'):
+            peer = MODELS.build(Config.fromfile(MMSEG[name[len('vit/') :]]).model)
+        assert params == sum(p.numel() for p in peer.parameters()) / 1e6
+    else:
+        expected = next(value for start, value in PARAMS.items() if name.split('/')[1].startswith(start))
+        assert params == pytest.approx(expected, abs=0.05 if expected == round(expected, 1) else 1e-6)
     # Two images of 64 x 96 for the loss: a BatchNorm needs several values at stride 32.
     if config.default_scope == 'mmpretrain':
         check_classifier(model)
+    elif config.default_scope == 'mmseg':
+        check_segmentor(model)
     else:
         check_detector(model)
 
@@ -80,7 +131,32 @@ def check_classifier(model):
             **model.data_preprocessor(dict(inputs=data['inputs'][:1], data_samples=data['data_samples'][:1])),
             mode='predict',
         )
-    assert result[0].pred_score.shape == (1000,)
+    assert result[0].pred_score.shape == (model.head.num_classes,)
+
+
+def check_segmentor(model):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    size = model.data_preprocessor.size
+    meta = dict(img_shape=(64, 96), ori_shape=(64, 96), pad_shape=(64, 96), scale_factor=(1, 1), flip=False)
+    samples = []
+    for _ in range(2):
+        sample = SegDataSample(metainfo=meta)
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 10, (1, 64, 96)))
+        samples.append(sample)
+    data = dict(inputs=[torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)] * 2, data_samples=samples)
+    assert size in ((512, 512), (160, 160))
+    model.data_preprocessor.size = (96, 96)
+    model.train()
+    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
+    assert losses['decode.loss_ce'].isfinite() and losses['aux.loss_ce'].isfinite()
+    model.eval()
+    with torch.no_grad():
+        result = model(
+            **model.data_preprocessor(dict(inputs=data['inputs'][:1], data_samples=samples[:1])), mode='predict'
+        )
+    assert result[0].pred_sem_seg.data.shape == (1, 64, 96)
 
 
 def check_detector(model):
@@ -109,8 +185,8 @@ def check_detector(model):
     assert not model.with_mask or result.masks.shape[1:] == (64, 96)
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if 'mini' not in name])
-def test_recipe(name):
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('mpvit/') and 'mini' not in name])
+def test_recipe_of_mpvit(name):
     """The authors' values, as the configs resolve them."""
     config = Config.fromfile(ROOT / 'configs' / name)
     arch = config.model.backbone.arch
@@ -137,6 +213,62 @@ def test_recipe(name):
     assert ('mask' in str(config.train_dataloader.dataset.pipeline)) == name.split('/')[1].startswith('mask')
 
 
+@pytest.mark.parametrize('name', MMSEG)
+def test_recipe_is_that_of_mmsegmentation(name):
+    """All that is not the backbone resolves to the same as in its config."""
+    ours, theirs = Config.fromfile(ROOT / 'configs' / 'vit' / name), Config.fromfile(MMSEG[name])
+    for key in ('train_cfg', 'train_dataloader', 'val_dataloader', 'optim_wrapper', 'param_scheduler'):
+        assert ours[key] == theirs[key], key
+    assert ours.default_hooks.checkpoint.interval == theirs.default_hooks.checkpoint.interval
+    for key in ('decode_head', 'auxiliary_head', 'test_cfg'):
+        assert ours.model[key] == theirs.model[key], key
+    assert ours.model.get('neck') == theirs.model.get('neck')
+    backbone, peer = ours.model.backbone, theirs.model.backbone
+    assert backbone.out_indices == peer.out_indices and backbone.final_norm == peer.get('final_norm', False)
+    assert backbone.drop_path_rate == peer.drop_path_rate
+    assert backbone.init_cfg.checkpoint.startswith('checkpoints/' + ('deit' if 'deit' in name else 'jx_vit'))
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('vitdet/') and 'mini' not in name])
+def test_recipe_of_vitdet(name):
+    config = Config.fromfile(ROOT / 'configs' / name)
+    backbone, wrapper = config.model.backbone, config.optim_wrapper
+    size = next(size for size in ('small', 'base', 'large', 'huge') if size in name)
+    lvis = 'lvis' in name
+    optimizer = wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 2e-4 if lvis else 1e-4, 0.1)
+    assert wrapper.type == 'AmpOptimWrapper' and wrapper.constructor == 'BackboneLayerDecay'
+    paramwise = wrapper.paramwise_cfg
+    assert paramwise.layer_decay_rate == dict(small=0.7, base=0.7, large=0.8, huge=0.9)[size]
+    assert ('norm_decay_mult' in paramwise) == ('custom_keys' in paramwise) == (size != 'huge')
+    assert backbone.drop_path_rate == dict(small=0.1, base=0.1, large=0.4, huge=0.5)[size]
+    assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 64
+    transforms = {x['type']: x for x in config.train_pipeline}
+    assert transforms['RandomResize'].ratio_range == (0.1, 2.0) and transforms['RandomCrop'].crop_size == (1024, 1024)
+    dataset = config.train_dataloader.dataset
+    assert dataset.get('dataset', dataset).pipeline == config.train_pipeline
+    warm_up, steps = config.param_scheduler
+    assert (warm_up.start_factor, warm_up.end) == (0.001, 250)
+    if 'vitae' in name:
+        assert (config.train_cfg.max_epochs, steps.milestones, dataset.times) == (25, [22, 24], 4)
+        assert 'max_iters' not in config.train_cfg
+        return
+    iterations = 156250 if lvis else 138281 if size == 'huge' else 184375
+    assert config.train_cfg.max_iters == steps.end == iterations
+    assert [round(step / iterations, 3) for step in steps.milestones] == [0.889, 0.963]
+    assert backbone.pretrain_img_size == 224 and backbone.img_size == 1024 and backbone.window_size == 14
+    depth = dict(base=12, large=24, huge=32)[size]
+    across = tuple(depth * i // 4 - 1 for i in (1, 2, 3, 4))
+    if 'conv' in name:
+        assert (backbone.global_attn_indexes, backbone.residual_block_indexes) == ((), across)
+    else:
+        assert backbone.global_attn_indexes == across and 'residual_block_indexes' not in backbone
+    if lvis:
+        assert (dataset.type, dataset.oversample_thr) == ('ClassBalancedDataset', 1e-3)
+        assert (config.model.test_cfg.rcnn.max_per_img, config.model.test_cfg.rcnn.score_thr) == (300, 0.02)
+        assert config.model.roi_head.bbox_head.loss_cls.type == 'FederatedLoss'
+
+
 @pytest.mark.stack
 def test_names_resolve_in_every_toolbox():
     import mmdet.registry
@@ -145,15 +277,17 @@ def test_names_resolve_in_every_toolbox():
 
     for toolbox in (mmdet, mmpretrain, mmseg):
         init_default_scope(toolbox.__name__)
-        for name in ('MPViT', 'mmvitzoo.MPViT'):
-            assert toolbox.registry.MODELS.get(name).__name__ == 'MPViT'
-            assert type(MODELS.build(dict(type=name, arch='tiny'))).__name__ == 'MPViT'
+        for name in ('MPViT', 'PlainViT', 'ViTAE', 'SimpleFeaturePyramid', 'FederatedLoss', 'LayerNorm2d'):
+            assert toolbox.registry.MODELS.get(name).__name__ == name
+            assert toolbox.registry.MODELS.get(f'mmvitzoo.{name}').__name__ == name
+        for name in ('MPViT', 'mmvitzoo.MPViT', 'PlainViT', 'mmvitzoo.PlainViT'):
+            assert type(MODELS.build(dict(type=name, arch='tiny'))).__name__ == name.split('.')[-1]
 
 
-def test_layer_decay_of_mmpretrain():
+def test_layer_decay_of_mmpretrain(tmp_path):
     from mmengine.optim import build_optim_wrapper
 
-    _, model = build('mpvit/mpvit-tiny_8xb128_in1k.py')
+    _, model = build('mpvit/mpvit-tiny_8xb128_in1k.py', tmp_path)
     wrapper = build_optim_wrapper(
         model,
         dict(

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from mmengine.config import Config
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
 COMMANDS = ''.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL)).splitlines()
 EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+
+FAMILIES = ('mpvit', 'vit', 'vitdet')
 
 # Run elsewhere: by hand before a release, by CI, and by the test of the wheel.
 ELSEWHERE = ('make demo', 'make test', 'pip install .')
@@ -43,8 +46,10 @@ def stand_ins(workspace, load_golden):
     """The demonstration data laid out like COCO and ImageNet, random weights like the authors'."""
     from mmdet.datasets import CocoDataset
 
+    (workspace / 'checkpoints').mkdir(exist_ok=True)
+    deit = timm.create_model('deit_tiny_patch16_224')
+    torch.save({'model': deit.state_dict()}, workspace / 'checkpoints/deit_tiny.pth')
     for arch in ('tiny', 'small'):
-        (workspace / 'checkpoints').mkdir(exist_ok=True)
         weights = load_golden(f'mpvit_{arch}_official').state_dict
         torch.save({'model': weights}, workspace / f'checkpoints/mpvit_{arch}.pth')
     data, coco, imagenet = (workspace / 'data' / name for name in ('mini', 'coco', 'imagenet'))
@@ -64,7 +69,7 @@ def stand_ins(workspace, load_golden):
 def test_commands(run, stand_ins):
     """In the order of the README, since some need what others made."""
     ran = [command for command in COMMANDS if command not in ELSEWHERE]
-    assert len(ran) == 9 and len(COMMANDS) == 12
+    assert len(ran) == 12 and len(COMMANDS) == 15
     for command in ran:
         output = run(shortened(command), PORT='29517')
         if 'train' in command.split('configs')[0]:
@@ -73,12 +78,15 @@ def test_commands(run, stand_ins):
             assert 'coco/segm_mAP' in output, command
 
 
-def test_config_for_another_project(tmp_path):
-    (tmp_path / 'config.py').write_text(EXAMPLES[0])
+@pytest.mark.parametrize('example, backbone, detector', [(0, 'MPViT', 'RetinaNet'), (1, 'PlainViT', 'MaskRCNN')])
+def test_config_for_another_project(tmp_path, example, backbone, detector):
+    (tmp_path / 'config.py').write_text(EXAMPLES[example])
     config = Config.fromfile(tmp_path / 'config.py')
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
-    assert type(model.backbone).__name__ == 'MPViT' and type(model).__name__ == 'RetinaNet'
+    assert type(model.backbone).__name__ == backbone and type(model).__name__ == detector
+    with torch.no_grad():
+        assert len(model.extract_feat(torch.zeros(1, 3, 64, 64))) == 5
 
 
 def test_conversion_example(tmp_path, monkeypatch, load_golden):
@@ -86,29 +94,32 @@ def test_conversion_example(tmp_path, monkeypatch, load_golden):
     torch.save({'model': load_golden('mpvit_tiny_official').state_dict}, tmp_path / 'checkpoints/mpvit_tiny.pth')
     monkeypatch.chdir(tmp_path)
     values = {}
-    exec(EXAMPLES[1], values)
+    exec(EXAMPLES[2], values)
     converted = values['converted']
     assert (converted.family, converted.source, converted.arch) == ('mpvit', 'official', 'tiny')
     MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
 def test_nothing_is_left_to_fill_in():
     assert not re.search('@[A-Z]+@|TODO', README)
 
 
-@pytest.mark.parametrize('page', ['README.md', 'configs/mpvit/README.md'])
+@pytest.mark.parametrize('page', ['README.md', *(f'configs/{name}/README.md' for name in FAMILIES)])
 def test_links(page):
     links = re.findall(r'\]\(([^)#]+)', (ROOT / page).read_text())
     missing = [x for x in links if not x.startswith('https://') and not (ROOT / page).parent.joinpath(x).exists()]
     assert links and not missing
 
 
-def test_metafile_names_configs():
+@pytest.mark.parametrize('family', FAMILIES)
+def test_metafile_names_configs(family):
     """Every config but the demonstration's is listed, under its own name."""
-    (imported,) = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    imported = f'configs/{family}/metafile.yml'
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    assert imported in index and len(index) == len(FAMILIES)
     content = yaml.safe_load((ROOT / imported).read_text())
-    configs = {str(path.relative_to(ROOT)) for path in ROOT.glob('configs/mpvit/*.py') if 'mini' not in path.name}
+    configs = {str(path.relative_to(ROOT)) for path in ROOT.glob(f'configs/{family}/*.py') if 'mini' not in path.name}
     assert {model['Config'] for model in content['Models']} == configs
     assert all(Path(model['Config']).stem == model['Name'] for model in content['Models'])
     assert (ROOT / content['Collections'][0]['README']).exists()

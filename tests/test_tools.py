@@ -1,13 +1,15 @@
 """The command-line tools, run as a user runs them."""
 
+import json
 import re
 from importlib.metadata import packages_distributions
 
 import matplotlib.pyplot as plt
 import pytest
+import timm
 import torch
 
-from mmvitzoo.checkpoints import convert, load
+from mmvitzoo.checkpoints import convert, load, save
 
 MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 MMDET = packages_distributions()['mmdet'][0]  # mmdet, or onedl-mmdetection on the second stack
@@ -169,3 +171,78 @@ def test_make_mini_coco(run, workspace):
     assert (workspace / 'other/mini/annotations/instances_val.json').is_file()
     (workspace / 'taken').mkdir()
     assert 'choose another folder' in run('python tools/dataset_converters/make_mini_coco.py taken', fails=True)
+
+
+def test_timm_there_and_back(run, workspace):
+    """mm2timm.py undoes timm2mm.py; both refuse what is not theirs."""
+    torch.manual_seed(0)
+    weights = timm.create_model('vit_tiny_patch16_224', num_classes=5).state_dict()
+    save(weights, workspace / 'vit.safetensors', overwrite=True)
+    converters = 'python tools/model_converters'
+    output = run(f'{converters}/timm2mm.py vit.safetensors out/vit_mm.pth')
+    assert re.search(r'family +plainvit \(timm layout\)', output) and re.search(r'variant +tiny', output)
+    run(f'{converters}/mm2timm.py out/vit_mm.pth out/vit_timm.safetensors')
+    again = load(workspace / 'out' / 'vit_timm.safetensors')
+    assert again.keys() == weights.keys() and all(torch.equal(again[key], value) for key, value in weights.items())
+    message = run(f'{converters}/timm2mm.py out/vit_mm.pth out/x.pth', fails=True)
+    assert 'is of the plainvit/mmvitzoo layout, not of timm' in message
+
+    # A distilled DeiT tells what it loses; a segmentor's head stays behind.
+    distilled = timm.create_model('deit_tiny_distilled_patch16_224').state_dict()
+    torch.save({'model': distilled}, workspace / 'distilled.pth')
+    output = run(f'{converters}/timm2mm.py distilled.pth out/distilled.pth')
+    assert re.search(r'dropped +3: PlainViT has no distillation token', output)
+    segmentor = {**load(workspace / 'out' / 'vit_mm.pth'), 'decode_head.conv_seg.weight': torch.zeros(1)}
+    torch.save({'state_dict': segmentor}, workspace / 'segmentor.pth')
+    output = run(f'{converters}/mm2timm.py segmentor.pth out/from_segmentor.pth')
+    assert re.search(r"dropped +1: has no place in timm's model", output)
+
+
+@pytest.mark.stack
+def test_vit2mmseg(run, workspace):
+    """What it writes, MMSegmentation loads through its own init_cfg."""
+    from mmseg.models.backbones import VisionTransformer
+
+    torch.manual_seed(0)
+    weights = timm.create_model('deit_tiny_patch16_224').state_dict()
+    torch.save({'model': weights}, workspace / 'deit.pth')
+    output = run('python tools/model_converters/vit2mmseg.py deit.pth out/deit_mmseg.pth --force')
+    assert re.search(r'dropped +2: belongs to the classifier', output)
+    checkpoint = str(workspace / 'out' / 'deit_mmseg.pth')
+    model = VisionTransformer(embed_dims=192, num_layers=12, num_heads=3, final_norm=True, pretrained=checkpoint)
+    model.init_weights()
+    assert torch.equal(model.layers[7].ffn.layers[1].weight, weights['blocks.7.mlp.fc2.weight'])
+    assert set(model.state_dict()) == set(load(checkpoint))
+
+
+@pytest.mark.stack
+def test_small_plain_models_train(run, workspace):
+    """A segmentor; a classifier whose weights, in timm's names, start a detector."""
+    short = '--cfg-options default_hooks.logger.interval=1 '
+    output = run(
+        'python tools/train.py configs/vit/plainvit-mini_mln_upernet_mini-coco.py --work-dir work_dirs/seg '
+        f'{short} train_cfg.max_iters=2 train_cfg.val_interval=2 val_dataloader.dataset.indices=2'
+    )
+    assert 'mIoU' in output
+    output = run(
+        'python tools/train.py configs/vit/plainvit-mini_mini-classes.py --work-dir work_dirs/classes '
+        f'{short} train_cfg.max_epochs=1 train_cfg.val_interval=1 train_dataloader.dataset.indices=64'
+    )
+    assert 'accuracy/top1' in output
+    run(
+        'python tools/model_converters/mm2timm.py work_dirs/classes/epoch_1.pth checkpoints/plainvit_mini_timm.pth '
+        '--force'
+    )
+    output = run(
+        'python tools/train.py configs/vitdet/mask-rcnn_plainvit-mini-pretrained_mini-coco.py '
+        f'--work-dir work_dirs/vitdet {SHORT} train_cfg.max_epochs=1'
+    )
+    assert 'PlainViT: loaded 76 tensors' in output and '12 weights are new' in output
+    assert len(losses(output)) == 2 and 'coco/segm_mAP' in output
+
+
+def test_benchmark(run, workspace):
+    output = run('python tools/analysis_tools/benchmark.py upernet-base --rounds 1 --threads 1 --json out/speed.json')
+    assert re.search(r'timm vit_base_patch16_224 +[0-9.]+ s +[0-9.]+x', output)
+    assert len(json.loads((workspace / 'out/speed.json').read_text())['upernet-base']) == 3
+    assert 'unknown case x; known are' in run('python tools/analysis_tools/benchmark.py x', fails=True)

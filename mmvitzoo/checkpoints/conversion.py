@@ -123,9 +123,7 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
         else:
             renamed[target.format(**match.groupdict())] = value
     if unmatched:
-        raise CheckpointError(
-            f'{family}/{source} has no name for {len(unmatched)} weights: {", ".join(unmatched[:5])}'
-        )
+        raise CheckpointError(f'{family}/{source} has no name for {len(unmatched)} weights: {", ".join(unmatched[:5])}')
     return renamed
 
 

@@ -124,6 +124,16 @@ def finish(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     state_dict[name] = positions
 
 
+def finish_detectron2(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
+    """Repeats the mask head of a cascade: MMDetection has one per stage, and averages what they say."""
+    finish(state_dict, dropped)
+    stages = sum(f'roi_head.bbox_head.{s}.fc_cls.weight' in state_dict for s in range(3))
+    start = 'roi_head.mask_head.'
+    for key in [key for key in state_dict if stages and key.startswith(start)]:
+        value = state_dict.pop(key)
+        state_dict.update({f'{start}{s}.{key[len(start) :]}': value for s in range(stages)})
+
+
 def fold_scale(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Takes into the relative positions that their repository multiplies them with a scaled query."""
     for key, value in state_dict.items():
@@ -197,9 +207,7 @@ def attention_areas(
         num_layers: Blocks.
         evenly: If tables do not tell, take four evenly spaced blocks as global.
     """
-    lengths = [
-        tuple(len(backbone[f'blocks.{b}.attn.rel_pos_{axis}']) for axis in 'hw') for b in range(num_layers)
-    ]
+    lengths = [tuple(len(backbone[f'blocks.{b}.attn.rel_pos_{axis}']) for axis in 'hw') for b in range(num_layers)]
     (length, _), _ = Counter(lengths).most_common(1)[0]
     others = tuple(b for b in range(num_layers) if lengths[b] != (length, length))
     if not others and evenly and num_layers >= 4:
@@ -252,6 +260,7 @@ LAYOUTS = [
         'detectron2',
         ('backbone.net.blocks.0.attn.qkv.weight',),
         {**backbone_under('backbone.net.', DETECTRON2), **_detectron2_pyramid('backbone.'), **_detectron2_heads()},
+        finish_detectron2,
     ),
     _layout(
         'detectron2',

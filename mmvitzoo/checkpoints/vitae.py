@@ -79,9 +79,7 @@ def _layouts(prefix: str):
     base, small = (vitae_repository(prefix, table) for table in (BASE, SMALL))
     source = 'vitae-repository'
     extra = {prefix + key: reason for key, reason in _CLASSIFIER.items()}
-    yield Layout(
-        'vitae', source, (prefix + 'blocks.0.PCM.0.weight',), {**base, **extra}, backbone_cfg, finish_base
-    )
+    yield Layout('vitae', source, (prefix + 'blocks.0.PCM.0.weight',), {**base, **extra}, backbone_cfg, finish_base)
     extra.update({prefix + key: reason for key, reason in _POSITIONS.items()})
     yield Layout('vitae', source, (prefix + 'layers.0.RC.PCM.0.weight',), {**small, **extra}, backbone_cfg)
 

@@ -17,9 +17,7 @@ VITAE = dict(ARCH, global_attn_indexes=(1, 3), pcm_convs=2, reduction_dims=None)
 FORMS = dict(
     token=partial(PlainViT, ARCH, img_size=64),
     vitdet=partial(PlainViT, ARCH, img_size=96, pretrain_img_size=64, **VITDET),
-    conv=partial(
-        PlainViT, ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=())
-    ),
+    conv=partial(PlainViT, ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=())),
     vitae=partial(ViTAE, VITAE, img_size=96, window_size=3),
     vitae_s=partial(ViTAE, dict(VITAE, pcm_convs=3, reduction_dims=(24, 32)), img_size=96, window_size=3),
 )
@@ -184,8 +182,7 @@ def test_class_token_attends_and_is_returned():
     tokens = model(x)
     assert [tuple(y.shape) for y in tokens] == [(2, 48), (2, 48)]
     before = maps(x)[0]
-    with torch.no_grad():
-        maps.stem.cls_token += 1
+    nn.init.normal_(maps.stem.cls_token)
     assert not torch.allclose(maps(x)[0], before)
 
 
@@ -237,9 +234,12 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(form):
             loss = sum(out.square().mean() for out in model.train()(x))
         loss.backward()
         kept.append(sum(sizes))
-    assert kept[1] < 0.7 * kept[0]
+    # The convolutions beside attention and the cells before it are kept.
+    assert kept[1] < dict(vitae=0.85, vitae_s=0.95).get(form, 0.7) * kept[0]
     for (name, a), b in zip(plain.named_parameters(), saving.parameters()):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), saving.buffers()):
+        torch.testing.assert_close(a, b, msg=name)
 
 
 @pytest.mark.parametrize('form', FORMS)

@@ -58,11 +58,22 @@ class Block(nn.Module):
         mlp_ratio: Width of the MLP over ``dim``.
         drop_path: Rate of stochastic depth.
         residual: End in a residual convolution.
+        with_cp: Recompute the block in the backward pass.
         **attention: See :class:`mmvitzoo.models.layers.Attention`.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float, residual: bool = False, **attention):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path: float = 0.0,
+        residual: bool = False,
+        with_cp: bool = False,
+        **attention,
+    ):
         super().__init__()
+        self.with_cp = with_cp
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, **attention)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
@@ -71,6 +82,16 @@ class Block(nn.Module):
         self.residual = ResidualConv(dim) if residual else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) with plain attention."""
+        return self.run(x)
+
+    def run(self, *args: Tensor) -> Tensor:
+        """Does what :meth:`transform` does, and lets the backward pass do it again if asked to."""
+        if self.with_cp and args[0].requires_grad:
+            return checkpoint(self.transform, *args, use_reentrant=False)
+        return self.transform(*args)
+
+    def transform(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return self.residual(x)
@@ -181,7 +202,6 @@ class PlainViT(Backbone):
         self.out_type = out_type
         self.rel_pos_scaled = rel_pos_scaled
         self.with_cls_token = with_cls_token
-        self.with_cp = with_cp
         self.out_channels = (arch['embed_dims'],) * num_layers
         grid = self._grid('img_size', img_size, patch_size)
         pretrain_grid = self._grid('pretrain_img_size', pretrain_img_size or img_size, patch_size)
@@ -194,6 +214,7 @@ class PlainViT(Backbone):
                 self._build_block(
                     drop_path=drop_path_rate * i / max(num_layers - 1, 1),
                     residual=i in residual_block_indexes,
+                    with_cp=with_cp,
                     window_size=window,
                     rel_pos_size=rel_pos_size if use_rel_pos else None,
                     rel_pos_scaled=rel_pos_scaled,
@@ -257,7 +278,7 @@ class PlainViT(Backbone):
             x = self.stem.with_token(x)
         outs = []
         for i, block in enumerate(self.blocks):
-            x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+            x = block(x)
             if i in self.out_indices:
                 outs.append(self._output(self.norm(x) if i == self.arch['num_layers'] - 1 else x, size))
         return tuple(outs)

@@ -53,7 +53,10 @@ class NormalCell(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        local = self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # Not recomputed with the rest: its BatchNorm would count the batch twice.
+        return self.run(x, self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+    def transform(self, x: Tensor, local: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x))) + self.drop_path(local)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -199,7 +202,8 @@ class ViTAE(PlainViT):
         frozen_stages: -1 trains everything, 0 freezes what precedes the blocks, k that and the
             first k blocks.
         norm_eval: Keep every BatchNorm in eval mode while training.
-        with_cp: Recompute blocks in the backward pass to save memory.
+        with_cp: Recompute the transformers, but not the convolutions beside them, in the backward
+            pass to save memory.
         init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
             takes the authors' files as well as converted ones.
 

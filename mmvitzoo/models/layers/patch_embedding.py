@@ -61,7 +61,9 @@ class PatchEmbedding(nn.Module):
                 positions = resize_positions(given[:, extra:], (side, side), self.grid).flatten(1, 2)
                 state_dict[f'{prefix}pos_embed'] = torch.cat([given[:, : self.num_extra], positions], 1)
                 if (side, side) != tuple(self.grid):
-                    print_log(f'PatchEmbedding: resized positions from {side} x {side} to {self.grid}', logger='current')
+                    print_log(
+                        f'PatchEmbedding: resized positions from {side} x {side} to {self.grid}', logger='current'
+                    )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
