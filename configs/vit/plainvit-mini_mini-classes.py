@@ -12,8 +12,6 @@ model = dict(
         patch_size=8,
         final_norm=True,
         with_cls_token=False,
-        window_size=4,
-        global_attn_indexes=(1, 3, 5),
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss')),
@@ -48,11 +46,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-max_epochs = 60
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=20)
+max_epochs = 45
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=15)
 val_cfg = dict()
 test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=5))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
