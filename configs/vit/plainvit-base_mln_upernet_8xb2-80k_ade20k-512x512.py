@@ -1,4 +1,4 @@
-# The recipe is MMSegmentation's; its drop path rate is 0.1 in every row.
+# The recipe is MMSegmentation's, which has stochastic depth in the other rows, but not in this one.
 _base_ = [
     '../_base_/models/upernet_plainvit.py',
     'mmseg::_base_/datasets/ade20k.py',

@@ -3,5 +3,8 @@
 _base_ = './mask-rcnn_plainvit-mini_mini-coco.py'
 
 model = dict(
-    backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='checkpoints/plainvit_mini_timm.pth')),
+    backbone=dict(
+        pretrain_img_size=(64, 48),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/plainvit_mini_timm.pth'),
+    ),
 )

@@ -36,7 +36,9 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=25, milestones=[22, 24], gamma=0.1),
 ]
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(rel_pos_h=dict(decay_mult=0.0), rel_pos_w=dict(decay_mult=0.0)))
+    paramwise_cfg=dict(
+        flat_decay_mult=0.0, custom_keys=dict(rel_pos_h=dict(decay_mult=0.0), rel_pos_w=dict(decay_mult=0.0))
+    )
 )
 default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1))
 log_processor = dict(by_epoch=True)

@@ -57,12 +57,13 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         CheckpointError: An unknown family or layout, keys that no rule covers, weights missing
             from which the variant is told, or copies of a shared tensor that disagree.
     """
-    layouts = _layouts(family, source)
-    layout = next((x for x in layouts if state_dict.keys() >= set(x.signature)), None)
-    if layout is None:
+    allowed = _layouts(family, source)
+    layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
+    if layout is None or layout not in allowed:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
+        found = f', but {layout.family}/{layout.source}' if layout else ''
         raise CheckpointError(
-            f'the keys fit no{wanted} layout; known are {_known()}; first keys: {", ".join(list(state_dict)[:5])}'
+            f'the keys fit no{wanted} layout{found}; known are {_known()}; first keys: {", ".join(list(state_dict)[:5])}'
         )
 
     rules = layout.rules()

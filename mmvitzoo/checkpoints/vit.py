@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from typing import Any, Dict, Tuple
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -97,6 +98,7 @@ def _detectron2_heads() -> Dict[str, Any]:
         table[f'{roi}.box_head{stage}.fc1.{{leaf}}'] = f'{box}.shared_fcs.0.{{leaf}}'
         table[f'{roi}.box_predictor{stage}.cls_score.{{leaf}}'] = f'{box}.fc_cls.{{leaf}}'
         table[f'{roi}.box_predictor{stage}.bbox_pred.{{leaf}}'] = f'{box}.fc_reg.{{leaf}}'
+        table[f'{roi}.box_predictor{stage}.fed_loss_cls_weights'] = Drop('is read from the annotations')
         for i in range(4):
             table[f'{roi}.box_head{stage}.conv{i + 1}.norm.{{leaf}}'] = f'{box}.shared_convs.{i}.ln.{{leaf}}'
             table[f'{roi}.box_head{stage}.conv{i + 1}.{{leaf}}'] = f'{box}.shared_convs.{i}.conv.{{leaf}}'
@@ -131,7 +133,14 @@ def finish_detectron2(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) ->
     start = 'roi_head.mask_head.'
     for key in [key for key in state_dict if stages and key.startswith(start)]:
         value = state_dict.pop(key)
-        state_dict.update({f'{start}{s}.{key[len(start) :]}': value for s in range(stages)})
+        state_dict.update({f'{start}{s}.{key[len(start) :]}': value.clone() for s in range(stages)})
+
+
+def finish_mmseg(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
+    """MMSegmentation 1.2 builds the patch embedding without a bias unless told otherwise."""
+    finish(state_dict, dropped)
+    dim = len(state_dict['backbone.stem.projection.weight'])
+    state_dict.setdefault('backbone.stem.projection.bias', torch.zeros(dim))
 
 
 def fold_scale(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
@@ -145,7 +154,8 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
     """Config of the PlainViT whose weights these are, in our names.
 
     Shapes do not tell everything. Without relative positions a variant that is not published has
-    heads of 64 channels; positions whose number is no square are those of the grid nearest to a
+    heads of 64 channels or a little more, and residual convolutions go with windows of 14 tokens;
+    positions whose number is no square are those of the grid nearest to a
     square, wider than high; relative positions of one size in every block are those of windows,
     with four global blocks unless there are residual convolutions.
     """
@@ -169,7 +179,7 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
         window, global_blocks, img_grid = attention_areas(backbone, arch['num_layers'], evenly=not residual)
         cfg.update(window_size=window, **({'global_attn_indexes': global_blocks} if global_blocks else {}))
     elif residual:
-        raise ValueError('a backbone with residual convolutions, but without relative positions')
+        cfg['window_size'] = 14
     img_grid = img_grid or grid
     if math.prod(img_grid) == positions.shape[1] - with_cls_token:
         grid = img_grid
@@ -191,9 +201,8 @@ def plain_arch(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
     arch = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=ratio)
     table = backbone.get('blocks.0.attn.rel_pos_h')
     published = (x['num_heads'] for x in MODELS.get('PlainViT').arch_zoo.values() if {**x, **arch} == x)
-    heads = next(published, dim // 64) if table is None else dim // table.shape[1]
-    if not heads or dim % heads:
-        raise ValueError(f'blocks.0.mlp.fc1.weight of {dim} channels, which are no whole number of heads')
+    nearest = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
+    heads = next(published, nearest) if table is None else dim // table.shape[1]
     return dict(embed_dims=dim, num_layers=num_layers, num_heads=heads, mlp_ratio=ratio)
 
 
@@ -288,11 +297,12 @@ LAYOUTS = [
     ),
     _layout('mmpretrain', ('layers.0.attn.qkv.weight', 'layers.0.ln1.weight'), backbone_under('', MMPRETRAIN)),
     # The bare form comes first: it is what MMSegmentation's init_cfg loads, and so what we write.
-    _layout('mmseg', ('layers.0.attn.attn.in_proj_weight',), backbone_under('', MMSEG)),
+    _layout('mmseg', ('layers.0.attn.attn.in_proj_weight',), backbone_under('', MMSEG), finish_mmseg),
     _layout(
         'mmseg',
         ('backbone.layers.0.attn.attn.in_proj_weight',),
         {**backbone_under('backbone.', MMSEG), **_HEADS},
+        finish_mmseg,
     ),
     _layout(
         'timm-sam',

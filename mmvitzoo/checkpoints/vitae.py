@@ -32,6 +32,14 @@ SMALL = {
 }
 
 
+# A spelling of ViTAE-B's classifier that has cells instead of blocks.
+BASE_IN_CELLS = {
+    'layers.0.RC.PRM.proj.{leaf}': 'stem.projection.{leaf}',
+    'layers.0.RC.pos_embed': 'stem.pos_embed',
+    **{key: ours for key, ours in SMALL.items() if not key.startswith('layers.{s}')},
+}
+
+
 def finish_base(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Cuts positions that have no token, and gives keys a bias of zero."""
     finish_positions(state_dict, dropped)
@@ -80,6 +88,9 @@ def _layouts(prefix: str):
     source = 'vitae-repository'
     extra = {prefix + key: reason for key, reason in _CLASSIFIER.items()}
     yield Layout('vitae', source, (prefix + 'blocks.0.PCM.0.weight',), {**base, **extra}, backbone_cfg, finish_base)
+    cells = {**vitae_repository(prefix, BASE_IN_CELLS), **extra}
+    cells[prefix + 'layers.0.RC.cls_token'] = _CLASSIFIER['cls_token']
+    yield Layout('vitae', source, (prefix + 'layers.0.RC.PRM.proj.weight',), cells, backbone_cfg, finish_base)
     extra.update({prefix + key: reason for key, reason in _POSITIONS.items()})
     yield Layout('vitae', source, (prefix + 'layers.0.RC.PCM.0.weight',), {**small, **extra}, backbone_cfg)
 

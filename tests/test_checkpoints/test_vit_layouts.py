@@ -179,6 +179,51 @@ def test_keys_of_vitae_without_bias():
     assert converted.backbone_cfg['img_size'] == (320, 320)
 
 
+def test_vitae_in_cells():
+    """Another spelling of ViTAE-B's classifier."""
+    backbone = MODELS.build(dict(type='ViTAE', arch='base', img_size=224)).state_dict()
+    spelling = {'stem.projection': 'layers.0.RC.PRM.proj', 'stem.': 'layers.0.RC.', '.pcm.': '.PCM.'}
+    theirs = {}
+    for key, value in backbone.items():
+        for ours, name in {**spelling, 'blocks.': 'layers.2.NC.'}.items():
+            key = key.replace(ours, name)
+        if 'rel_pos' not in key:
+            theirs[key] = value
+    theirs['layers.0.RC.cls_token'] = torch.zeros(1, 1, 768)
+    theirs['layers.0.RC.pos_embed'] = torch.cat([torch.zeros(1, 1, 768), backbone['stem.pos_embed']], 1)
+    converted = convert(theirs)
+    assert (converted.family, converted.arch) == ('vitae', 'base')
+    expected = {key: value for key, value in backbone.items() if 'rel_pos' not in key}
+    assert_same(converted.backbone, expected)
+
+
+def test_vitae_is_no_plain_vit():
+    """Its blocks have all that PlainViT's have, and more."""
+    with torch.device('meta'):
+        weights = MODELS.build(dict(type='ViTAE', arch='base', img_size=224)).state_dict()
+    with pytest.raises(CheckpointError, match=r'the keys fit no plainvit/\* layout, but vitae/mmvitzoo'):
+        convert(weights, family='plainvit')
+
+
+@pytest.mark.parametrize('dim, heads', [(48, 3), (224, 7)])
+def test_unusual_width_loads_its_own_weights(tmp_path, dim, heads):
+    cfg = dict(type='PlainViT', arch=dict(ARCH, embed_dims=dim, num_heads=heads), img_size=64)
+    model = MODELS.build(cfg)
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    load_pretrained(MODELS.build(cfg), str(tmp_path / 'a.pth'))
+    bare = dict(cfg, with_cls_token=False, residual_block_indexes=(0,))
+    torch.save(MODELS.build(bare).state_dict(), tmp_path / 'b.pth')
+    load_pretrained(MODELS.build(bare), str(tmp_path / 'b.pth'))
+
+
+def test_cascade_of_lvis_can_be_saved(load_golden, tmp_path):
+    weights = detectron2_detector(load_golden, stages=('.0', '.1', '.2'))
+    weights['roi_heads.box_predictor.1.fed_loss_cls_weights'] = torch.ones(80)
+    converted = convert(weights)
+    assert 'annotations' in converted.dropped['roi_heads.box_predictor.1.fed_loss_cls_weights']
+    save(converted.state_dict, tmp_path / 'a.safetensors')
+
+
 def test_folded_scale_is_exact_for_heads_of_64():
     model = vitdet(arch=dict(ARCH, embed_dims=192), final_norm=True, pretrain_img_size=None)
     theirs = {key.replace('stem.projection', 'patch_embed.proj'): v for key, v in model.state_dict().items()}

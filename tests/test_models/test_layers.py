@@ -168,5 +168,8 @@ def test_linear_without_gradient_equals_linear_with(dtype, bias):
         with torch.no_grad():
             torch.testing.assert_close(layer(x), expected)
         assert layer(x).requires_grad
+        layer.weight.requires_grad_(False)
+        assert layer(x).requires_grad == bias
+        layer.weight.requires_grad_(True)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16 or dtype == torch.float64

@@ -83,7 +83,7 @@ def test_segment_anything(size):
     peer.neck = torch.nn.Identity()
     x = torch.randn(1, 3, *size)
     with torch.no_grad():
-        assert_equal(ours(converted)(x)[0].permute(0, 2, 3, 1), peer.forward_features(x))
+        assert_equal(ours(converted)(x)[0], peer.forward_features(x))
 
 
 @pytest.mark.stack
@@ -106,10 +106,13 @@ def test_mmsegmentation(size, final_norm):
         out_indices=blocks,
         final_norm=final_norm,
         norm_cfg=dict(type='LN', eps=1e-6),
+        patch_bias=True,
     )
     peer.eval()
     peer.load_state_dict(weights, strict=True)
     x = torch.randn(1, 3, *size)
+    without = {key: value for key, value in weights.items() if key != 'patch_embed.projection.bias'}
+    assert not convert(without).backbone['stem.projection.bias'].any()  # MMSegmentation 1.2's default
     again = convert({f'backbone.{key}': value for key, value in peer.state_dict().items()})
     assert (again.source, again.backbone_cfg['final_norm']) == ('mmseg', final_norm)
     model = ours(again, out_indices=blocks)

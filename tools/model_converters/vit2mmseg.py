@@ -1,7 +1,8 @@
 """Converts a timm or DeiT ViT for MMSegmentation's own VisionTransformer: vit2mmseg.py SRC DST.
 
 The classifier is left out. The last norm is written as `ln1`, which a model without `final_norm`
-does not expect and MMSegmentation reports as such.
+does not expect and MMSegmentation reports as such; so is the bias of the patch embedding, which
+MMSegmentation 1 leaves out unless the model has `patch_bias=True`.
 """
 
 from mmvitzoo.checkpoints import convert, export

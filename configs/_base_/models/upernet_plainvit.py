@@ -11,7 +11,6 @@ model = dict(
         img_size=512,
         out_indices=(2, 5, 8, 11),
         final_norm=False,
-        drop_path_rate=0.1,
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/jx_vit_base_p16_224-80ecf9dd.pth'),
     ),
     decode_head=dict(num_classes=150),

@@ -121,8 +121,8 @@ class PlainViT(Backbone):
         global_attn_indexes: Blocks that attend to the whole image nonetheless.
         residual_block_indexes: Blocks that end in a residual convolution.
         use_rel_pos: Add decomposed relative positions in every block.
-        rel_pos_scaled: See :class:`mmvitzoo.models.layers.Attention`; weights of the ViTAE
-            authors' ViTDet repository need True, all others False.
+        rel_pos_scaled: See :class:`mmvitzoo.models.layers.Attention`. Converted weights of every
+            source need False: the scale is taken into the tables where it was outside.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         frozen_stages: -1 trains everything, 0 freezes the patch embedding and positions, k them
             and the first k blocks.
@@ -194,7 +194,7 @@ class PlainViT(Backbone):
             ('global_attn_indexes', global_attn_indexes),
             ('residual_block_indexes', residual_block_indexes),
         ):
-            if not set(blocks) <= set(range(num_layers)):
+            if not isinstance(blocks, Sequence) or not set(blocks) <= set(range(num_layers)):
                 raise ValueError(f'{name}: {argument} are blocks from 0 to {num_layers - 1}, got {blocks!r}')
         if global_attn_indexes and not window_size:
             raise ValueError(f'{name}: global_attn_indexes without window_size, where every block is global')
@@ -238,7 +238,7 @@ class PlainViT(Backbone):
             )
 
     def _grid(self, name: str, img_size: Union[int, Sequence[int]], patch_size: int) -> Tuple[int, int]:
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        size = img_size if isinstance(img_size, Sequence) else (img_size, img_size)
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ValueError(f'{self._get_name()}: {name} is a number of pixels or (H, W), got {img_size!r}')
         return -(-size[0] // patch_size), -(-size[1] // patch_size)

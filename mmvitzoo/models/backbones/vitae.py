@@ -279,8 +279,16 @@ class ViTAE(PlainViT):
             raise ValueError(f'ViTAE: embed_dims is a multiple of {GROUP_CHANNELS}, got {arch["embed_dims"]}')
         if arch['pcm_convs'] not in (2, 3):
             raise ValueError(f'ViTAE: pcm_convs is 2 or 3, got {arch["pcm_convs"]!r}')
+        width = round(arch['embed_dims'] * arch['mlp_ratio'])
+        if width % (arch['embed_dims'] // GROUP_CHANNELS):
+            raise ValueError(
+                f'ViTAE: mlp_ratio makes embed_dims a multiple of embed_dims / {GROUP_CHANNELS}, '
+                f'got {arch["mlp_ratio"]} and {arch["embed_dims"]}'
+            )
         dims = arch['reduction_dims']
-        if dims is not None and not (len(dims) == 2 and all(isinstance(dim, int) and dim > 1 for dim in dims)):
+        if dims is not None and not (
+            isinstance(dims, Sequence) and len(dims) == 2 and all(isinstance(dim, int) and dim > 1 for dim in dims)
+        ):
             raise ValueError(f'ViTAE: reduction_dims is None or two numbers of at least 2, got {dims!r}')
 
     def _build_stem(self, patch_size: int, grid: Tuple[int, int]) -> nn.Module:

@@ -9,9 +9,10 @@ from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import Linear, is_compiling
 from .windows import merge_windows, partition_windows
 
 # Elements of a relative position bias that exist at one time: few enough to stay near the processor.
@@ -41,7 +42,7 @@ def attend(
     # A bias that needs a gradient has no fused kernel, a GPU's memory is better spent otherwise,
     # and a number of slices that depends on the image would be compiled into a program.
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or table_h.requires_grad)
-    if needs_grad or q.is_cuda or torch.compiler.is_compiling():
+    if needs_grad or q.is_cuda or is_compiling():
         return attend_extended(q, k, v, table_h, table_w)
     return attend_biased(q, k, v, table_h, table_w)
 
@@ -168,4 +169,5 @@ class Attention(nn.Module):
             own, given = getattr(self, name), state_dict.get(prefix + name)
             if own is not None and given is not None and given.dim() == 2 and len(given) != len(own):
                 state_dict[prefix + name] = resize_table(given, len(own))
+                print_log(f'Attention: {prefix}{name} resized from {len(given)} to {len(own)}', logger='current')
         super()._load_from_state_dict(state_dict, prefix, *args)

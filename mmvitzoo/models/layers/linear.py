@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+if hasattr(torch.compiler, 'is_compiling'):
+    is_compiling = torch.compiler.is_compiling
+else:  # before torch 2.3
+    from torch._dynamo import is_compiling
+
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 
 
@@ -17,9 +22,9 @@ class Linear(nn.Linear):
         """(..., in_features) -> (..., out_features)."""
         if (
             not _ONEDNN
-            or torch.compiler.is_compiling()
+            or is_compiling()
             or torch.jit.is_tracing()
-            or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            or (torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())))
             or x.device.type != 'cpu'
             or not x.dtype == self.weight.dtype == torch.float32
             or torch.is_autocast_cpu_enabled()
