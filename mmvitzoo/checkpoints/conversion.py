@@ -63,7 +63,8 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
         found = f', but {layout.family}/{layout.source}' if layout else ''
         raise CheckpointError(
-            f'the keys fit no{wanted} layout{found}; known are {_known()}; first keys: {", ".join(list(state_dict)[:5])}'
+            f'the keys fit no{wanted} layout{found}; known are {_known()}; '
+            f'first keys: {", ".join(list(state_dict)[:5])}'
         )
 
     rules = layout.rules()
