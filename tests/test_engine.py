@@ -5,11 +5,18 @@ import re
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
 import mmvitzoo.engine.layer_decay  # noqa: F401  registers the constructor
 from mmvitzoo.models import MPViT, PlainViT, SimpleFeaturePyramid
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    """Whatever the tests before have left."""
+    init_default_scope('mmdet')
+
 
 pytestmark = pytest.mark.stack
 

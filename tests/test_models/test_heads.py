@@ -4,10 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models import RPNHead
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmvitzoo.models.heads import NormRPNHead
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    """Whatever the tests before have left."""
+    init_default_scope('mmdet')
+
 
 pytestmark = pytest.mark.stack
 

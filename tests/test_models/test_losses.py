@@ -7,9 +7,16 @@ from functools import partial
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.models import FederatedLoss
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    """Whatever the tests before have left."""
+    init_default_scope('mmdet')
+
 
 COUNTS = (100, 1, 25, 9, 0)
 LABEL = torch.tensor([2, 5, 0, 2, 5, 5])  # 5 is background
