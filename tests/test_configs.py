@@ -37,7 +37,7 @@ PARAMS = {
     'plainvit-small_in1k': 22.050664,
     'plainvit-base_in1k': 86.567656,
     'plainvit-large_in1k': 304.326632,
-    # Measured; backbones and pyramids are as large as the originals' in the reference cases.
+    # Measured on these configs, to see when they change.
     'mask-rcnn_plainvit-base-conv': 118.5,
     'mask-rcnn_plainvit-base-mae_lsj-100e_coco': 110.9,
     'mask-rcnn_plainvit-base-mae_lsj-100e_lvis': 116.9,
@@ -121,7 +121,7 @@ def test_builds_and_computes(name, tmp_path):
         assert ours == theirs
     else:
         expected = next(value for start, value in PARAMS.items() if name.split('/')[1].startswith(start))
-        assert params == pytest.approx(expected, abs=0.06 if expected == round(expected, 1) else 1e-6)
+        assert params == pytest.approx(expected, abs=0.05 if expected == round(expected, 1) else 1e-6)
     # Two images of 64 x 96 for the loss: a BatchNorm needs several values at stride 32.
     if config.default_scope == 'mmpretrain':
         check_classifier(model)

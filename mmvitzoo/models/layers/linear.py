@@ -1,5 +1,7 @@
 """Linear layers that use the faster of PyTorch's two matrix libraries where it has no way to ask for it."""
 
+import platform
+
 import torch
 from torch import Tensor, nn
 
@@ -8,7 +10,9 @@ if hasattr(torch.compiler, 'is_compiling'):
 else:  # before torch 2.3
     from torch._dynamo import is_compiling
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+# The choice is made for x86 alone, where it was measured.
+_ONEDNN = platform.machine() in ('x86_64', 'AMD64') and torch.backends.mkldnn.is_available()
+_ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 
 
 class Linear(nn.Linear):
