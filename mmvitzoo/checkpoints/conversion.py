@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Optional, Union
 import torch
 from torch import Tensor
 
-from . import mpvit, vit, vitae
-from .layout import Drop, Layout
+from . import mpvit, mvitv2, vit, vitae
+from .layout import Drop, Layout, Refuse
 from .reading import CheckpointError
 
-LAYOUTS = [*mpvit.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
+LAYOUTS = [*mpvit.LAYOUTS, *mvitv2.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
 
 
 @dataclass
@@ -54,8 +54,8 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         The renamed weights and what is known of them, see :class:`Converted`.
 
     Raises:
-        CheckpointError: An unknown family or layout, keys that no rule covers, weights missing
-            from which the variant is told, or copies of a shared tensor that disagree.
+        CheckpointError: An unknown family or layout, keys that no rule covers or that a model
+            here cannot do without, weights missing from which the variant is told, or copies of a shared tensor that disagree.
     """
     allowed = _layouts(family, source)
     layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
@@ -78,6 +78,8 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
             unmatched.append(key)
         elif isinstance(target, Drop):
             dropped[key] = target.reason
+        elif isinstance(target, Refuse):
+            raise CheckpointError(f'{layout.family}/{layout.source}: {key} {target.reason}')
         else:
             name = target.format(**match.groupdict())
             if name not in renamed:
@@ -115,7 +117,10 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
     Raises:
         CheckpointError: An unknown family or layout, or weights that it has no name for.
     """
-    rules = _layouts(family, source)[0].inverse_rules()
+    layout = _layouts(family, source)[0]
+    rules = layout.inverse_rules()
+    if layout.restore:
+        state_dict = layout.restore(state_dict)
     renamed: Dict[str, Tensor] = {}
     unmatched: List[str] = []
     for key, value in state_dict.items():

@@ -17,6 +17,13 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Refuse:
+    """In a table: a key that no model here has, and without which the others mean something else."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Layout:
     """One spelling of a family's weights.
 
@@ -29,21 +36,24 @@ class Layout:
         signature: Keys that every checkpoint of this layout has, and none of the layouts that
             come after it in the list.
         table: Template of an original key -> template of ours in whole-model names, or a
-            :class:`Drop`. The first that fits counts. Several original keys may lead to one of
+            :class:`Drop` or :class:`Refuse`. The first that fits counts. Several original keys may lead to one of
             ours: they are copies and must agree.
         backbone_cfg: Config that builds the backbone, from the renamed weights of the backbone.
         finish: Changes values, not names: takes the renamed weights and the keys that were dropped
             with their reasons, and edits both in place.
+        restore: Undoes ``finish`` before weights are written in this layout: takes and returns
+            weights in our names.
     """
 
     family: str
     source: str
     signature: Tuple[str, ...]
-    table: Mapping[str, Union[str, Drop]]
+    table: Mapping[str, Union[str, Drop, Refuse]]
     backbone_cfg: Callable[[Dict[str, Tensor]], Dict[str, Any]]
     finish: Optional[Callable[[Dict[str, Tensor], Dict[str, str]], None]] = None
+    restore: Optional[Callable[[Dict[str, Tensor]], Dict[str, Tensor]]] = None
 
-    def rules(self) -> List[Tuple['re.Pattern', Union[str, Drop]]]:
+    def rules(self) -> List[Tuple['re.Pattern', Union[str, Drop, Refuse]]]:
         """The table with its templates as regular expressions."""
         return [(re.compile(_pattern(template)), target) for template, target in self.table.items()]
 

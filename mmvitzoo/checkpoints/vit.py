@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from .detectron2 import heads, repeat_mask_head
 from .layout import Drop, Layout, backbone_under
 
 # What timm, DeiT, MAE, Detectron2 and the ViTAE authors' ViTDet repository call alike.
@@ -83,34 +84,6 @@ def _detectron2_pyramid(prefix: str) -> Dict[str, str]:
     return {prefix + theirs: ours for theirs, ours in table.items()}
 
 
-def _detectron2_heads() -> Dict[str, Any]:
-    rpn, roi = 'proposal_generator.rpn_head', 'roi_heads'
-    table: Dict[str, Any] = {
-        f'{rpn}.conv.conv{{i}}.norm.{{leaf}}': 'rpn_head.rpn_conv.{i}.ln.{leaf}',
-        f'{rpn}.conv.conv{{i}}.{{leaf}}': 'rpn_head.rpn_conv.{i}.conv.{leaf}',
-        f'{rpn}.objectness_logits.{{leaf}}': 'rpn_head.rpn_cls.{leaf}',
-        f'{rpn}.anchor_deltas.{{leaf}}': 'rpn_head.rpn_reg.{leaf}',
-        f'{roi}.mask_head.deconv.{{leaf}}': 'roi_head.mask_head.upsample.{leaf}',
-        f'{roi}.mask_head.predictor.{{leaf}}': 'roi_head.mask_head.conv_logits.{leaf}',
-    }
-    for stage in ('', '.{s}'):  # one box head, or a cascade
-        box = f'roi_head.bbox_head{stage}'
-        table[f'{roi}.box_head{stage}.fc1.{{leaf}}'] = f'{box}.shared_fcs.0.{{leaf}}'
-        table[f'{roi}.box_predictor{stage}.cls_score.{{leaf}}'] = f'{box}.fc_cls.{{leaf}}'
-        table[f'{roi}.box_predictor{stage}.bbox_pred.{{leaf}}'] = f'{box}.fc_reg.{{leaf}}'
-        table[f'{roi}.box_predictor{stage}.fed_loss_cls_weights'] = Drop('is read from the annotations')
-        for i in range(4):
-            table[f'{roi}.box_head{stage}.conv{i + 1}.norm.{{leaf}}'] = f'{box}.shared_convs.{i}.ln.{{leaf}}'
-            table[f'{roi}.box_head{stage}.conv{i + 1}.{{leaf}}'] = f'{box}.shared_convs.{i}.conv.{{leaf}}'
-    for i in range(4):
-        mask = f'roi_head.mask_head.convs.{i}'
-        table[f'{roi}.mask_head.mask_fcn{i + 1}.norm.{{leaf}}'] = f'{mask}.ln.{{leaf}}'
-        table[f'{roi}.mask_head.mask_fcn{i + 1}.{{leaf}}'] = f'{mask}.conv.{{leaf}}'
-    table['proposal_generator.anchor_generator.{rest}'] = Drop('anchors follow from the config')
-    table['pixel_mean'] = table['pixel_std'] = Drop('is in the data preprocessor of the config')
-    return table
-
-
 def finish(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Leaves only positions that have a token in our backbone, as (1, tokens, C)."""
     name = 'backbone.stem.pos_embed'
@@ -127,13 +100,9 @@ def finish(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
 
 
 def finish_detectron2(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
-    """Repeats the mask head of a cascade: MMDetection has one per stage, and averages what they say."""
+    """What :func:`finish` and :func:`repeat_mask_head` do."""
     finish(state_dict, dropped)
-    stages = sum(f'roi_head.bbox_head.{s}.fc_cls.weight' in state_dict for s in range(3))
-    start = 'roi_head.mask_head.'
-    for key in [key for key in state_dict if stages and key.startswith(start)]:
-        value = state_dict.pop(key)
-        state_dict.update({f'{start}{s}.{key[len(start) :]}': value.clone() for s in range(stages)})
+    repeat_mask_head(state_dict, dropped)
 
 
 def finish_mmseg(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
@@ -268,7 +237,7 @@ LAYOUTS = [
     _layout(
         'detectron2',
         ('backbone.net.blocks.0.attn.qkv.weight',),
-        {**backbone_under('backbone.net.', DETECTRON2), **_detectron2_pyramid('backbone.'), **_detectron2_heads()},
+        {**backbone_under('backbone.net.', DETECTRON2), **_detectron2_pyramid('backbone.'), **heads(norm='ln')},
         finish_detectron2,
     ),
     _layout(

@@ -1,7 +1,8 @@
 """One file per family."""
 
 from .mpvit import MPViT
+from .mvitv2 import MViTv2
 from .vit import PlainViT
 from .vitae import ViTAE
 
-__all__ = ['MPViT', 'PlainViT', 'ViTAE']
+__all__ = ['MPViT', 'MViTv2', 'PlainViT', 'ViTAE']

@@ -1,9 +1,9 @@
 """What several families share."""
 
-from .attention import Attention, attend
+from .attention import Attention, RelativeAttention, attend
 from .depthwise import DepthwiseConv
 from .init import init_linear_weights, init_transformer_weights
-from .linear import Linear, Mlp
+from .linear import Linear, Mlp, linear
 from .norm import LayerNorm2d
 from .patch_embedding import PatchEmbedding
 from .windows import merge_windows, partition_windows
@@ -15,9 +15,11 @@ __all__ = [
     'Linear',
     'Mlp',
     'PatchEmbedding',
+    'RelativeAttention',
     'attend',
     'init_linear_weights',
     'init_transformer_weights',
+    'linear',
     'merge_windows',
     'partition_windows',
 ]

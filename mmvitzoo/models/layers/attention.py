@@ -5,7 +5,7 @@ Relative positions are those of MViTv2 (https://arxiv.org/abs/2112.01526): query
 R_w on their columns, so that the two terms are one number per row of keys and one per column.
 """
 
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -87,21 +87,25 @@ def relative_scores(q: Tensor, table_h: Tensor, table_w: Tensor) -> Tuple[Tensor
     return torch.einsum('bnhwc,hkc->bnhwk', q, table_h), torch.einsum('bnhwc,wkc->bnhwk', q, table_w)
 
 
-def relative_table(table: Tensor, size: int) -> Tensor:
+def relative_table(table: Tensor, queries: int, keys: int) -> Tensor:
     """Entries of a table of relative positions for every query and key of an axis.
 
     Args:
-        table: (L, C); entry (L - 1) / 2 is for a query at the place of its key.
-        size: Queries and keys along the axis. Tables of another length than ``2 * size - 1`` are
-            interpolated linearly.
+        table: (L, C); entry (L - 1) / 2 is for a query at the place of its key. Tables of another
+            length than ``2 * max(queries, keys) - 1`` are interpolated linearly.
+        queries: Their number along the axis.
+        keys: Their number along the axis. Where it is another, the fewer spread over the same range.
 
     Returns:
-        (size, size, C); [i, j] is for query i and key j.
+        (queries, keys, C).
     """
-    if len(table) != 2 * size - 1:
-        table = resize_table(table, 2 * size - 1)
-    place = torch.arange(size, device=table.device)
-    return table[place[:, None] - place + size - 1]
+    if len(table) != 2 * max(queries, keys) - 1:
+        table = resize_table(table, 2 * max(queries, keys) - 1)
+    query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
+    place_of_query = torch.arange(queries, device=table.device)[:, None] * query_step
+    place_of_key = torch.arange(keys, device=table.device) * key_step
+    # In this order, in float32 and cut off, not rounded: the originals' entry where the steps are fractions.
+    return table[(place_of_query - place_of_key + (keys - 1) * key_step).long()]
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
@@ -109,7 +113,44 @@ def resize_table(table: Tensor, length: int) -> Tensor:
     return F.interpolate(table.float().T[None], length, mode='linear')[0].T.to(table.dtype)
 
 
-class Attention(nn.Module):
+class RelativeAttention(nn.Module):
+    """An attention's tables of relative positions.
+
+    Args:
+        head_dim: Channels of a head.
+        rel_pos_size: Rows and columns for which tables are learned, of queries or keys, whichever
+            are more; None has no relative positions. Maps of other sizes interpolate the tables,
+            and so does loading a checkpoint with tables of other sizes.
+    """
+
+    def __init__(self, head_dim: int, rel_pos_size: Optional[Tuple[int, int]]):
+        super().__init__()
+        if rel_pos_size is None:
+            self.rel_pos_h = self.rel_pos_w = None
+        else:
+            height, width = rel_pos_size
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * height - 1, head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * width - 1, head_dim))
+
+    def tables(self, queries: Sequence[int], keys: Sequence[int]) -> Tuple[Tensor, ...]:
+        """The tables that :func:`attend` takes for maps of (H, W); none without relative positions."""
+        if self.rel_pos_h is None:
+            return ()
+        return (
+            relative_table(self.rel_pos_h, queries[0], keys[0]),
+            relative_table(self.rel_pos_w, queries[1], keys[1]),
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for name in ('rel_pos_h', 'rel_pos_w'):
+            own, given = getattr(self, name), state_dict.get(prefix + name)
+            if own is not None and given is not None and given.dim() == 2 and len(given) != len(own):
+                state_dict[prefix + name] = resize_table(given, len(own))
+                print_log(f'Attention: {prefix}{name} resized from {len(given)} to {len(own)}', logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Attention(RelativeAttention):
     """Multi-head self-attention over a map, in windows or whole, or over a sequence.
 
     Args:
@@ -117,8 +158,7 @@ class Attention(nn.Module):
         num_heads: Heads.
         window_size: Side of the square windows, in tokens; 0 attends to all. Maps that it does not
             divide are padded with zeros, which attend and are attended to.
-        rel_pos_size: Rows and columns for which tables of relative positions are learned; None has
-            no relative positions. Maps of other sizes interpolate the tables.
+        rel_pos_size: See :class:`RelativeAttention`.
         rel_pos_scaled: Multiply the tables with the query after its scaling by
             ``(dim / num_heads)**-0.5`` as the ViTAE authors' ViTDet does, not before it as
             Detectron2, Segment Anything and Hugging Face do.
@@ -132,18 +172,12 @@ class Attention(nn.Module):
         rel_pos_size: Optional[Tuple[int, int]] = None,
         rel_pos_scaled: bool = False,
     ):
-        super().__init__()
+        super().__init__(dim // num_heads, rel_pos_size)
         self.num_heads = num_heads
         self.window_size = window_size
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
         self.rel_pos_scale = (dim // num_heads) ** -0.5 if rel_pos_scaled else 1.0
-        if rel_pos_size is None:
-            self.rel_pos_h = self.rel_pos_w = None
-        else:
-            height, width = rel_pos_size
-            self.rel_pos_h = nn.Parameter(torch.zeros(2 * height - 1, dim // num_heads))
-            self.rel_pos_w = nn.Parameter(torch.zeros(2 * width - 1, dim // num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) without windows and positions."""
@@ -152,22 +186,8 @@ class Attention(nn.Module):
             x = partition_windows(x, self.window_size)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, ..., 3, heads, C)
         q, k, v = qkv.flatten(1, -4).permute(2, 0, 3, 1, 4)
-        tables = ()
-        if self.rel_pos_h is not None:
-            height, width = x.shape[1:3]
-            tables = (
-                relative_table(self.rel_pos_scale * self.rel_pos_h, height),
-                relative_table(self.rel_pos_scale * self.rel_pos_w, width),
-            )
+        tables = (self.rel_pos_scale * table for table in self.tables(x.shape[1:3], x.shape[1:3]))
         x = attend(q, k, v, *tables).transpose(1, 2).reshape(x.shape)
         if self.window_size:
             x = merge_windows(x, size)
         return self.proj(x)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        for name in ('rel_pos_h', 'rel_pos_w'):
-            own, given = getattr(self, name), state_dict.get(prefix + name)
-            if own is not None and given is not None and given.dim() == 2 and len(given) != len(own):
-                state_dict[prefix + name] = resize_table(given, len(own))
-                print_log(f'Attention: {prefix}{name} resized from {len(given)} to {len(own)}', logger='current')
-        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,57 @@
+"""What Detectron2 calls the parts of its detectors around the backbone."""
+
+from typing import Any, Dict
+
+from torch import Tensor
+
+from .layout import Drop
+
+FPN = {
+    f'backbone.fpn_{theirs}{level}.{{leaf}}': f'neck.{ours}.{level - 2}.conv.{{leaf}}'
+    for theirs, ours in (('lateral', 'lateral_convs'), ('output', 'fpn_convs'))
+    for level in (2, 3, 4, 5)
+}
+
+
+def heads(norm: str) -> Dict[str, Any]:
+    """Table of the heads of Mask R-CNN and Cascade Mask R-CNN.
+
+    Args:
+        norm: What mmcv calls the norm of the heads' convolutions, ``'ln'`` or ``'bn'``.
+    """
+    rpn, roi = 'proposal_generator.rpn_head', 'roi_heads'
+    table: Dict[str, Any] = {
+        f'{rpn}.conv.conv{{i}}.norm.{{leaf}}': f'rpn_head.rpn_conv.{{i}}.{norm}.{{leaf}}',
+        f'{rpn}.conv.conv{{i}}.{{leaf}}': 'rpn_head.rpn_conv.{i}.conv.{leaf}',
+        f'{rpn}.conv.{{leaf}}': 'rpn_head.rpn_conv.{leaf}',
+        f'{rpn}.objectness_logits.{{leaf}}': 'rpn_head.rpn_cls.{leaf}',
+        f'{rpn}.anchor_deltas.{{leaf}}': 'rpn_head.rpn_reg.{leaf}',
+        f'{roi}.mask_head.deconv.{{leaf}}': 'roi_head.mask_head.upsample.{leaf}',
+        f'{roi}.mask_head.predictor.{{leaf}}': 'roi_head.mask_head.conv_logits.{leaf}',
+    }
+    for stage in ('', '.{s}'):  # one box head, or a cascade
+        box = f'roi_head.bbox_head{stage}'
+        for i in range(2):
+            table[f'{roi}.box_head{stage}.fc{i + 1}.{{leaf}}'] = f'{box}.shared_fcs.{i}.{{leaf}}'
+        table[f'{roi}.box_predictor{stage}.cls_score.{{leaf}}'] = f'{box}.fc_cls.{{leaf}}'
+        table[f'{roi}.box_predictor{stage}.bbox_pred.{{leaf}}'] = f'{box}.fc_reg.{{leaf}}'
+        table[f'{roi}.box_predictor{stage}.fed_loss_cls_weights'] = Drop('is read from the annotations')
+        for i in range(4):
+            table[f'{roi}.box_head{stage}.conv{i + 1}.norm.{{leaf}}'] = f'{box}.shared_convs.{i}.{norm}.{{leaf}}'
+            table[f'{roi}.box_head{stage}.conv{i + 1}.{{leaf}}'] = f'{box}.shared_convs.{i}.conv.{{leaf}}'
+    for i in range(4):
+        mask = f'roi_head.mask_head.convs.{i}'
+        table[f'{roi}.mask_head.mask_fcn{i + 1}.norm.{{leaf}}'] = f'{mask}.{norm}.{{leaf}}'
+        table[f'{roi}.mask_head.mask_fcn{i + 1}.{{leaf}}'] = f'{mask}.conv.{{leaf}}'
+    table['proposal_generator.anchor_generator.{rest}'] = Drop('anchors follow from the config')
+    table['pixel_mean'] = table['pixel_std'] = Drop('is in the data preprocessor of the config')
+    return table
+
+
+def repeat_mask_head(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
+    """Repeats the mask head of a cascade: MMDetection has one per stage, and averages what they say."""
+    stages = sum(f'roi_head.bbox_head.{s}.fc_cls.weight' in state_dict for s in range(3))
+    start = 'roi_head.mask_head.'
+    for key in [key for key in state_dict if stages and key.startswith(start)]:
+        value = state_dict.pop(key)
+        state_dict.update({f'{start}{s}.{key[len(start) :]}': value.clone() for s in range(stages)})
