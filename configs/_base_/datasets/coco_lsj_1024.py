@@ -1,20 +1,11 @@
-# COCO with large-scale jitter: every training image is a crop of 1024 x 1024 pixels.
-_base_ = 'mmdet::_base_/datasets/coco_instance.py'
+# COCO with large-scale jitter, and test images padded to the size of the training images.
+_base_ = ['mmdet::_base_/datasets/coco_instance.py', './large_scale_jitter.py']
 
-image_size = (1024, 1024)
+image_size = _base_.image_size
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
-    dict(
-        type='RandomCrop',
-        crop_type='absolute',
-        crop_size=image_size,
-        recompute_bbox=True,
-        allow_negative_crop=True,
-    ),
-    dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2)),
+    *_base_.large_scale_jitter,
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

@@ -15,7 +15,6 @@ Maps are (B, H, W, C) between blocks.
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from timm.layers import DropPath, trunc_normal_
@@ -78,16 +77,11 @@ class PoolingAttention(RelativeAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C'), H' and W' are H and W divided by ``stride_q``, rounded up."""
-        # Maps that have a stride in common go through their convolution together.
-        stride_q, stride_kv = self.pool_q.stride[0], self.pool_k.stride[0]
-        if stride_q == stride_kv:
-            q, k, v = self.pooled(x, 'qkv')
-        else:
-            q, k, v = *self.pooled(x, 'q'), *self.pooled(x, 'kv')
+        q, k, v = (self.pooled(x, name) for name in 'qkv')
         size = q.shape[1:3]
         if self.window_size:
-            q = partition_windows(q, self.window_size // stride_q)
-            k, v = (partition_windows(y, self.window_size // stride_kv) for y in (k, v))
+            strides = (self.pool_q.stride[0], self.pool_k.stride[0], self.pool_v.stride[0])
+            q, k, v = (partition_windows(y, self.window_size // s) for y, s in zip((q, k, v), strides))
         tables = self.tables(q.shape[1:3], k.shape[1:3])
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, v))
         tokens = (y.flatten(1, 2).transpose(1, 2) for y in (q, k, v))  # (B, heads, N, C)
@@ -96,16 +90,14 @@ class PoolingAttention(RelativeAttention):
             x = merge_windows(x, size)
         return self.proj(x)
 
-    def pooled(self, x: Tensor, names: str) -> List[Tensor]:
-        """Those of queries, keys and values that ``names`` spells, each (B, H', W', C')."""
-        dim = self.proj.in_features
-        rows = slice('qkv'.index(names) * dim, ('qkv'.index(names) + len(names)) * dim)
-        x = linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
-        convs = [getattr(self, f'pool_{name}') for name in names]
-        kernels = torch.cat([conv.weight.repeat(self.num_heads, 1, 1, 1) for conv in convs])
-        x = F.conv2d(x.permute(0, 3, 1, 2), kernels, stride=convs[0].stride, padding=1, groups=len(kernels))
-        x = x.permute(0, 2, 3, 1).unflatten(-1, (len(names), self.num_heads, -1))
-        return [getattr(self, f'norm_{name}')(x[..., i, :, :]).flatten(3) for i, name in enumerate(names)]
+    def pooled(self, x: Tensor, name: str) -> Tensor:
+        """Queries, keys or values, by the letter: (B, H', W', C')."""
+        weight, bias = (parameter.chunk(3)['qkv'.index(name)] for parameter in self.qkv.parameters())
+        x = linear(x, weight, bias).permute(0, 3, 1, 2)
+        conv, norm = getattr(self, f'pool_{name}'), getattr(self, f'norm_{name}')
+        kernels = conv.weight.repeat(self.num_heads, 1, 1, 1)
+        x = F.conv2d(x, kernels, stride=conv.stride, padding=1, groups=len(kernels)).permute(0, 2, 3, 1)
+        return norm(x.unflatten(-1, (self.num_heads, -1))).flatten(3)
 
 
 class Block(nn.Module):

@@ -1,0 +1,13 @@
+# Trains from scratch in minutes on two CPU cores.
+_base_ = '../mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MViTv2',
+        arch=dict(embed_dims=48, num_layers=7, num_heads=1, downscale_indices=(1, 3, 6)),
+        out_indices=(0, 1, 2, 3),
+        window_attention=True,
+    ),
+    neck=dict(in_channels=[48, 96, 192, 384]),
+)

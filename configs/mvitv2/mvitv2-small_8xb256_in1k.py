@@ -1,0 +1,5 @@
+# See mvitv2-tiny_8xb256_in1k.py.
+_base_ = 'mmpretrain::mvit/mvitv2-small_8xb256_in1k.py'
+custom_imports = dict(imports=['mmvitzoo'])
+
+model = dict(backbone=dict(type='MViTv2'))

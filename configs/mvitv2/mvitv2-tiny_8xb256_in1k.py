@@ -1,0 +1,5 @@
+# MMPretrain's recipe, which follows the paper's, with our backbone.
+_base_ = 'mmpretrain::mvit/mvitv2-tiny_8xb256_in1k.py'
+custom_imports = dict(imports=['mmvitzoo'])
+
+model = dict(backbone=dict(type='MViTv2'))

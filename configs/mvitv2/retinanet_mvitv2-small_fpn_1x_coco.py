@@ -1,0 +1,3 @@
+_base_ = './retinanet_mvitv2-tiny_fpn_1x_coco.py'
+
+model = dict(backbone=dict(arch='small', init_cfg=dict(checkpoint='checkpoints/MViTv2_S_in1k.pyth')))

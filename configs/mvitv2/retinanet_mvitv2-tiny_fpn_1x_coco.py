@@ -1,0 +1,26 @@
+# Not published: the optimiser, and drop path, of the authors' Mask R-CNN in the schedule that MPViT has for 1x.
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_90k_adamw.py',
+    '../_base_/iter_runtime.py',
+]
+custom_imports = dict(imports=['mmvitzoo'])
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MViTv2',
+        arch='tiny',
+        out_indices=(1, 2, 3),  # the first map would have a norm, and nobody to read it
+        window_attention=True,
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/MViTv2_T_in1k.pyth'),
+    ),
+    neck=dict(in_channels=[192, 384, 768], start_level=0),
+)
+optim_wrapper = dict(
+    optimizer=dict(weight_decay=0.1),
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(rel_pos=dict(decay_mult=0.0))),
+)
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'))

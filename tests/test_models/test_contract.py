@@ -1,0 +1,243 @@
+"""What every backbone promises, for every family and form."""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Optional, Tuple
+
+import pytest
+import torch
+from torch import nn
+
+from mmvitzoo.models import MPViT, MViTv2, PlainViT, ViTAE
+
+
+def block_number(name: str) -> Optional[int]:
+    part, *rest = name.split('.')
+    return 0 if part == 'stem' else int(rest[0]) + 1 if rest[0].isdigit() else None
+
+
+def stage_of_mvitv2(name: str) -> int:
+    part, number = name.split('.')[:2]
+    if part == 'blocks':
+        return 1 + (0, 1, 1, 2, 3)[int(number)]
+    return 0 if part == 'stem' else 1 + int(part[-1])
+
+
+@dataclass
+class Form:
+    """A slim model: all of the structure, as few channels and blocks as can be."""
+
+    build: Callable[..., nn.Module]
+    strides: Tuple[int, ...]
+    channels: Tuple[int, ...]
+    part: Callable[[str], Optional[int]]  # parameter -> the frozen_stages from which it is frozen
+    grows: Tuple[float, ...]  # shares of drop_path_rate, by block
+    recomputed: float = 0.7  # of what is kept for the backward pass, with_cp keeps less than that
+
+
+VIT_ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=2)
+VITDET = dict(with_cls_token=False, window_size=3, global_attn_indexes=(1, 3), use_rel_pos=True)
+VITAE = dict(VIT_ARCH, global_attn_indexes=(1, 3), pcm_convs=2, reduction_dims=None)
+MPVIT = dict(num_paths=(2, 3, 3, 3), num_layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 40), mlp_ratios=(2, 2, 2, 2))
+MVITV2 = dict(embed_dims=16, num_layers=5, num_heads=2, downscale_indices=(1, 3, 4))
+
+plain = partial(
+    Form, strides=(16,) * 4, channels=(48,) * 4, part=block_number, grows=tuple(i / 3 for i in range(4))
+)
+pyramid = partial(Form, strides=(4, 8, 16, 32))
+mvitv2 = partial(pyramid, part=stage_of_mvitv2, grows=tuple(i / 4 for i in range(5)))
+FORMS = dict(
+    mpvit=pyramid(
+        partial(MPViT, MPVIT),
+        channels=(24, 32, 40, 40),
+        part=block_number,
+        grows=tuple(i / 4 for i in 2 * [0] + 3 * [1, 2] + 3 * [3] + 3 * [4]),  # paths of a stage share its rates
+    ),
+    vit=plain(partial(PlainViT, VIT_ARCH, img_size=64)),
+    vitdet=plain(partial(PlainViT, VIT_ARCH, img_size=96, pretrain_img_size=64, **VITDET)),
+    vitdet_conv=plain(
+        partial(PlainViT, VIT_ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=()))
+    ),
+    # The convolutions beside attention, and the cells before it, are kept.
+    vitae=plain(partial(ViTAE, VITAE, img_size=96, window_size=3), recomputed=0.85),
+    vitae_s=plain(
+        partial(ViTAE, dict(VITAE, pcm_convs=3, reduction_dims=(24, 32)), img_size=96, window_size=3), recomputed=0.95
+    ),
+    mvitv2=mvitv2(partial(MViTv2, MVITV2), channels=(16, 32, 64, 128)),
+    mvitv2_windows=mvitv2(partial(MViTv2, MVITV2, window_attention=True), channels=(16, 32, 64, 128)),
+    mvitv2_mlp=mvitv2(partial(MViTv2, MVITV2, dim_mul_in_attention=False), channels=(32, 64, 128, 128)),
+)
+WITH_BN = ('mpvit', 'vitae', 'vitae_s')
+every_form = pytest.mark.parametrize('form', FORMS)
+
+
+def slim(form, out_indices=(0, 1, 2, 3), **kwargs):
+    torch.manual_seed(0)
+    model = FORMS[form].build(out_indices=out_indices, **kwargs)
+    model.init_weights()
+    for name, value in model.named_parameters():  # as if trained: what starts at zero counts
+        if 'rel_pos' in name or '.residual.' in name:
+            nn.init.normal_(value, std=0.2)
+    return model
+
+
+def assert_same_maps(maps, expected):
+    assert len(maps) == len(expected)
+    for a, b in zip(maps, expected):
+        assert (a - b).norm() < 1e-5 * b.norm()
+
+
+@every_form
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('size', [(32, 32), (197, 131), (64, 33)])
+def test_any_size(form, size, training):
+    """Maps are contiguous, too: mmcv's RoIAlign would silently read others as noise."""
+    model = slim(form).train(training)
+    batch = 2 if training else 1
+    maps = model(torch.randn(batch, 3, *size))
+    assert [tuple(x.shape) for x in maps] == [
+        (batch, channels, -(-size[0] // stride), -(-size[1] // stride))
+        for channels, stride in zip(FORMS[form].channels, FORMS[form].strides)
+    ]
+    assert all(x.isfinite().all() and x.is_contiguous() for x in maps)
+    assert model.out_channels == FORMS[form].channels
+
+
+@every_form
+def test_gradients_reach_every_parameter(form):
+    model = slim(form).train()
+    sum((x * torch.randn_like(x)).sum() for x in model(torch.randn(2, 3, 64, 96))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@every_form
+def test_gradient_form_equals_inference_form(form):
+    """Relative positions are an extension of q and k in training, a bias in inference on a CPU."""
+    model = slim(form).eval()
+    x = torch.randn(2, 3, 70, 96)
+    with torch.no_grad():
+        expected = model(x)
+    assert_same_maps(model(x), expected)
+
+
+@every_form
+def test_out_indices_choose_maps_and_build_no_more(form):
+    full, part = slim(form), slim(form, out_indices=(0, 2))
+    missing, _ = part.load_state_dict(full.state_dict(), strict=False)
+    assert not missing and sum(p.numel() for p in part.parameters()) < sum(p.numel() for p in full.parameters())
+    x = torch.randn(1, 3, 64, 64)
+    maps, chosen = full.eval()(x), part.eval()(x)
+    assert torch.equal(chosen[0], maps[0]) and torch.equal(chosen[1], maps[2])
+
+
+@every_form
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
+def test_frozen_stages(form, frozen_stages):
+    model = slim(form, frozen_stages=frozen_stages)
+    before = copy.deepcopy(model.state_dict())
+    assert model.train() is model
+    model(torch.randn(2, 3, 64, 64))
+    part = FORMS[form].part
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (part(name) is None or part(name) > frozen_stages), name
+        module = model.get_submodule(name.rpartition('.')[0])
+        assert module.training == parameter.requires_grad, name
+    for name, value in model.state_dict().items():
+        if name.endswith('running_mean'):
+            assert torch.equal(value, before[name]) == (part(name) <= frozen_stages), name
+
+
+@pytest.mark.parametrize('form', WITH_BN)
+def test_norm_eval_keeps_statistics(form):
+    model = slim(form, norm_eval=True).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    model(torch.randn(2, 3, 64, 64))
+    assert norms and all(not m.training and m.num_batches_tracked == 0 for m in norms)
+    assert model.training and any(m.training for m in model.children())
+
+
+@every_form
+def test_activation_checkpointing_keeps_less_and_changes_nothing(form):
+    keeping, saving = slim(form), slim(form, with_cp=True)
+    x = torch.randn(2, 3, 64, 64)
+    kept = []
+    for model in (keeping, saving):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            loss = sum(out.square().mean() for out in model.train()(x))
+        loss.backward()
+        kept.append(sum(sizes))
+    assert kept[1] < FORMS[form].recomputed * kept[0]
+    for (name, a), b in zip(keeping.named_parameters(), saving.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(keeping.named_buffers(), saving.buffers()):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+@every_form
+def test_drop_path_acts_in_training_only_and_grows_linearly(form):
+    model = slim(form, drop_path_rate=0.6)
+    rates = [module.drop_path.drop_prob for module in model.modules() if hasattr(module, 'drop_path')]
+    assert rates == [pytest.approx(0.6 * share) for share in FORMS[form].grows]
+    x = torch.randn(1, 3, 64, 64)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    assert len({model(x)[-1].sum().item() for _ in range(8)}) > 1
+    model.eval()
+    torch.testing.assert_close(model(x)[-1], slim(form).eval()(x)[-1])
+
+
+@every_form
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast(form, dtype):
+    model = slim(form).train()
+    x = torch.randn(2, 3, 96, 64)
+    with torch.autocast('cpu', dtype=dtype):
+        maps = model(x)
+    assert all(out.isfinite().all() for out in maps)
+    sum(out.float().square().mean() for out in maps).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
+        low = model(x)[0].float()
+    with torch.no_grad():
+        full = model(x)[0]
+    assert (low - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows'])
+def test_compiles_without_graph_break(form):
+    model = slim(form, out_indices=(0, 1)).eval()  # they hold every kind of module
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randn(2, 3, 80, 96)
+    with torch.no_grad():
+        assert_same_maps(compiled(x), model(x))
+
+
+@every_form
+def test_exports(form):
+    model = slim(form).eval()
+    x = torch.randn(2, 3, 80, 96)
+    program = torch.export.export(model, (x,))
+    assert_same_maps(program.module()(x), model(x))
+
+
+@every_form
+def test_state_dict_round_trip(form):
+    source = slim(form)
+    torch.manual_seed(1)
+    target = FORMS[form].build(out_indices=(0, 1, 2, 3))
+    target.load_state_dict(source.state_dict(), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(source.eval()(x), target.eval()(x)))
+
+
+@every_form
+@pytest.mark.parametrize('shape', [(1, 3, 31, 64), (1, 3, 64, 16), (3, 64, 64), (1, 4, 64, 64)])
+def test_wrong_input(form, shape):
+    with pytest.raises(ValueError, match='H and W of at least 32 pixels, got'):
+        slim(form).eval()(torch.zeros(shape))
