@@ -37,7 +37,24 @@ PARAMS = {
     'plainvit-small_in1k': 22.050664,
     'plainvit-base_in1k': 86.567656,
     'plainvit-large_in1k': 304.326632,
+    # The authors' classifiers.
+    'mvitv2-tiny_8xb256': 24.173320,
+    'mvitv2-small_8xb256': 34.870216,
+    'mvitv2-base_8xb256': 51.472744,
+    'mvitv2-large_8xb256': 217.992952,
     # Measured on these configs, to see when they change.
+    'mask-rcnn_mvitv2-tiny': 0.1,
+    'cascade-mask-rcnn_mvitv2-tiny': 0.1,
+    'cascade-mask-rcnn_mvitv2-small': 0.1,
+    'cascade-mask-rcnn_mvitv2-base': 0.1,
+    'cascade-mask-rcnn_mvitv2-large': 0.1,
+    'cascade-mask-rcnn_mvitv2-huge': 0.1,
+    'retinanet_mvitv2-tiny': 0.1,
+    'retinanet_mvitv2-small': 0.1,
+    'mvitv2-tiny_upernet': 0.1,
+    'mvitv2-small_upernet': 0.1,
+    'mvitv2-base_upernet': 0.1,
+    'mask-rcnn_mvitv2-mini': 0.1,
     'mask-rcnn_plainvit-base-conv': 118.5,
     'mask-rcnn_plainvit-base-mae_lsj-100e_coco': 110.9,
     'mask-rcnn_plainvit-base-mae_lsj-100e_lvis': 116.9,
@@ -87,7 +104,7 @@ def build(name, tmp_path):
     config = Config.fromfile(ROOT / 'configs' / name)
     init_default_scope(config.default_scope)
     config.model.backbone.pop('init_cfg', None)  # a file of the authors
-    if 'vitdet' in name:
+    if config.default_scope == 'mmdet':
         config.model.data_preprocessor.pop('batch_augments', None)  # would pad the small images to 1024
     if 'lvis' in name:
         (tmp_path / 'lvis.json').write_text(
@@ -103,7 +120,7 @@ def build(name, tmp_path):
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 50 and len(MMSEG) == 11
+    assert len(CONFIGS) == 66 and len(MMSEG) == 11
 
 
 @pytest.mark.stack
@@ -290,6 +307,62 @@ def test_recipe_of_vitdet(name):
         assert config.model.roi_head.bbox_head.loss_cls.type == 'FederatedLoss'
 
 
+@pytest.mark.parametrize('arch', ['tiny', 'small', 'base', 'large'])
+def test_recipe_of_mvitv2_is_that_of_mmpretrain(arch):
+    """All but the class of the backbone resolves to the same as in its config."""
+    name = f'mvitv2-{arch}_8xb256_in1k.py'
+    ours, theirs = Config.fromfile(ROOT / 'configs' / 'mvitv2' / name), from_package(f'mmpretrain::mvit/{name}')
+    assert ours.custom_imports == dict(imports=['mmvitzoo']) and ours.model.backbone.type == 'MViTv2'
+    ours, theirs = (without_scope(config._cfg_dict) for config in (ours, theirs))
+    del ours['custom_imports'], theirs['model']['backbone']['type'], ours['model']['backbone']['type']
+    assert ours == theirs
+    assert ours['model']['backbone']['drop_path_rate'] == dict(tiny=0.1, small=0.1, base=0.3, large=0.5)[arch]
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in CONFIGS if 'mvitv2' in name and '_coco' in name and '-coco' not in name]
+)
+def test_recipe_of_mvitv2_detectors(name):
+    config = Config.fromfile(ROOT / 'configs' / name)
+    backbone, optimizer = config.model.backbone, config.optim_wrapper.optimizer
+    arch = next(arch for arch in ('tiny', 'small', 'base', 'large', 'huge') if arch in name)
+    assert (backbone.type, backbone.arch, backbone.window_attention) == ('MViTv2', arch, True)
+    assert backbone.drop_path_rate == dict(tiny=0.2, small=0.2, base=0.4, large=0.5, huge=0.6)[arch]
+    source = f'{arch[0].upper()}_in' + ('21k_without-token.pth' if 'in21k' in name else '1k.pyth')
+    assert backbone.init_cfg.checkpoint == f'checkpoints/MViTv2_{source}'
+    assert (optimizer.type, optimizer.weight_decay) == ('AdamW', 0.1)
+    paramwise = config.optim_wrapper.paramwise_cfg
+    assert paramwise.norm_decay_mult == paramwise.custom_keys.rel_pos.decay_mult == 0
+    if 'retinanet' in name:
+        # Every norm has a reader: DistributedDataParallel refuses parameters without a gradient.
+        assert backbone.out_indices == (1, 2, 3) and config.model.neck.start_level == 0
+        assert config.train_cfg.max_iters == 90000 and optimizer.lr == 1e-4
+        return
+    assert backbone.out_indices == (0, 1, 2, 3)
+    assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 64
+    large = arch == 'large'
+    iterations, steps = (92187, [81944, 88773]) if large else (67500, [52500, 62500])
+    assert optimizer.lr == (1e-4 if large else 1.6e-4) and config.optim_wrapper.type == 'AmpOptimWrapper'
+    assert config.train_cfg.max_iters == config.param_scheduler[1].end == iterations
+    assert config.param_scheduler[1].milestones == steps
+    transforms = {x['type']: x for x in config.train_dataloader.dataset.pipeline}
+    if 'lsj' in name:
+        assert transforms['RandomCrop'].crop_size == (1024, 1024)
+        assert config.model.data_preprocessor.batch_augments[0].size == (1024, 1024)
+    else:
+        assert 'RandomChoice' in transforms and 'batch_augments' not in config.model.data_preprocessor
+    assert config.test_pipeline[1].scale == (1333, 800)
+    assert bool(backbone.get('with_cp')) == (arch == 'huge')
+    head = config.model.roi_head
+    if 'cascade' in name:
+        assert [box.norm_cfg.type for box in head.bbox_head] == 3 * [head.mask_head.norm_cfg.type] == 3 * ['SyncBN']
+        assert config.model.rpn_head.num_convs == 2 and all(box.reg_class_agnostic for box in head.bbox_head)
+        overlaps = [stage.assigner.pos_iou_thr for stage in config.model.train_cfg.rcnn]
+        assert overlaps == [0.5, 0.6, 0.7] and head.stage_loss_weights == 3 * [1 / 3]
+    else:
+        assert head.bbox_head.type == 'Shared2FCBBoxHead' and 'norm_cfg' not in head.mask_head
+
+
 @pytest.mark.stack
 def test_names_resolve_in_every_toolbox():
     import mmdet.registry
@@ -298,10 +371,10 @@ def test_names_resolve_in_every_toolbox():
 
     for toolbox in (mmdet, mmpretrain, mmseg):
         init_default_scope(toolbox.__name__)
-        for name in ('MPViT', 'PlainViT', 'ViTAE', 'SimpleFeaturePyramid', 'FederatedLoss', 'LayerNorm2d'):
+        for name in ('MPViT', 'MViTv2', 'PlainViT', 'ViTAE', 'SimpleFeaturePyramid', 'FederatedLoss', 'LayerNorm2d'):
             assert toolbox.registry.MODELS.get(name).__name__ == name
             assert toolbox.registry.MODELS.get(f'mmvitzoo.{name}').__name__ == name
-        for name in ('MPViT', 'mmvitzoo.MPViT', 'PlainViT', 'mmvitzoo.PlainViT'):
+        for name in ('MPViT', 'mmvitzoo.MPViT', 'MViTv2', 'mmvitzoo.MViTv2', 'PlainViT', 'mmvitzoo.PlainViT'):
             assert type(MODELS.build(dict(type=name, arch='tiny'))).__name__ == name.split('.')[-1]
 
 

@@ -8,24 +8,33 @@ model = dict(
     backbone=dict(
         type='PlainViT',
         arch=dict(embed_dims=128, num_layers=6, num_heads=4, mlp_ratio=4),
-        img_size=(64, 48),
+        img_size=(56, 48),
         patch_size=8,
-        final_norm=True,
         with_cls_token=False,
+        use_rel_pos=True,
+        # Without pretraining, larger random weights than the published models' learn sooner.
+        rel_pos_std=0.5,
+        init_cfg=dict(
+            type='Kaiming',
+            layer=['Conv2d', 'Linear'],
+            a=5**0.5,
+            distribution='uniform',
+            mode='fan_in',
+            nonlinearity='leaky_relu',
+        ),
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss')),
 )
 
-# Digits keep their size in pixels, which is the one that a detector sees, and lie anywhere.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomCrop', crop_size=(64, 48), padding=8, pad_if_needed=True, padding_mode='edge'),
+    dict(type='RandomResizedCrop', scale=(48, 56), crop_ratio_range=(0.6, 1.0), aspect_ratio_range=(0.5, 0.9)),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomCrop', crop_size=(64, 48), pad_if_needed=True, padding_mode='edge'),
+    dict(type='Resize', scale=(48, 56)),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(

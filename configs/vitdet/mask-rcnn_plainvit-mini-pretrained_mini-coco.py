@@ -4,7 +4,7 @@ _base_ = './mask-rcnn_plainvit-mini_mini-coco.py'
 
 model = dict(
     backbone=dict(
-        pretrain_img_size=(64, 48),
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/plainvit_mini_timm.pth'),
+        pretrain_img_size=(56, 48),
+        init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='checkpoints/plainvit_mini_timm.pth'),
     ),
 )

@@ -2,16 +2,18 @@
 
 import argparse
 from collections import Counter
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 from torch import Tensor
 
-from .conversion import Converted
+from .conversion import Converted, convert, export
 from .reading import CheckpointError, load
 from .saving import save
 
+Rename = Callable[[Dict[str, Tensor]], Tuple[Dict[str, Tensor], Converted]]
 
-def convert_file(description: str, rename: Callable[[Dict[str, Tensor]], Tuple[Dict[str, Tensor], Converted]]) -> None:
+
+def convert_file(description: str, rename: Rename) -> None:
     """Reads ``SRC``, renames, writes ``DST`` whole or not at all, and says what was done.
 
     Args:
@@ -42,3 +44,25 @@ def convert_file(description: str, rename: Callable[[Dict[str, Tensor]], Tuple[D
     for reason, count in Counter(converted.dropped.values()).items():
         print(f'dropped  {count}: {reason}')
     print(f'written  {args.dst}')
+
+
+def rename_to(source: str, relative: Optional[str] = None) -> Rename:
+    """What :func:`convert_file` needs to write a backbone and its linear classifier in a layout.
+
+    Args:
+        source: Name of the layout, such as ``'timm'``.
+        relative: Layout of plain ViTs with relative positions, if it is another; of a model that
+            has neither a classifier nor a norm after the blocks.
+    """
+
+    def rename(state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Converted]:
+        converted = convert(state_dict)
+        target, parts = source, ('backbone.', 'head.fc.')
+        if relative and converted.family == 'plainvit' and any('rel_pos' in key for key in converted.backbone):
+            target, parts = relative, ('backbone.stem.', 'backbone.blocks.')
+        kept = {key: value for key, value in converted.state_dict.items() if key.startswith(parts)}
+        for key in converted.state_dict.keys() - kept.keys():
+            converted.dropped[key] = f'has no place in the {target} layout'
+        return export(kept, converted.family, target), converted
+
+    return rename

@@ -55,7 +55,8 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
 
     Raises:
         CheckpointError: An unknown family or layout, keys that no rule covers or that a model
-            here cannot do without, weights missing from which the variant is told, or copies of a shared tensor that disagree.
+            here cannot do without, weights missing from which the variant is told, or copies of a
+            shared tensor that disagree.
     """
     allowed = _layouts(family, source)
     layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)

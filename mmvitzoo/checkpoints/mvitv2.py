@@ -169,8 +169,6 @@ LAYOUTS = [
         },
     ),
     # Ours, as written by a toolbox around the backbone, and bare.
-    _layout(
-        'mmvitzoo', ('backbone.stem.weight', 'backbone.blocks.0.attn.pool_q.weight'), {'{rest}': '{rest}'}
-    ),
+    _layout('mmvitzoo', ('backbone.stem.weight', 'backbone.blocks.0.attn.pool_q.weight'), {'{rest}': '{rest}'}),
     _layout('mmvitzoo', ('stem.weight', 'blocks.0.attn.pool_q.weight'), {'{rest}': 'backbone.{rest}'}),
 ]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2_names import heads
 from mmengine.registry import MODELS
 
 from mmvitzoo.checkpoints import CheckpointError, convert, export, load_pretrained, save
@@ -77,37 +78,10 @@ def test_timm_with_parts_that_no_plain_vit_has():
         convert({**timm, 'blocks.0.ls1.gamma': torch.ones(192)})
 
 
-def detectron2_detector(load_golden, name='vitdet_d2_small', stages=('',)):
+def detectron2_detector(load_golden, stages=('',)):
     """A whole detector around a reference backbone, in the names and shapes of Detectron2."""
-    weights = {f'backbone.{key}': value for key, value in load_golden(name).state_dict.items()}
-    shapes = {'pixel_mean': (3, 1, 1), 'pixel_std': (3, 1, 1)}
-    rpn = 'proposal_generator.rpn_head'
-    for i in range(2):
-        shapes[f'{rpn}.conv.conv{i}'] = (256, 256, 3, 3)
-    shapes.update({f'{rpn}.objectness_logits': (3, 256, 1, 1), f'{rpn}.anchor_deltas': (12, 256, 1, 1)})
-    for i in range(5):
-        shapes[f'proposal_generator.anchor_generator.cell_anchors.{i}'] = (3, 4)
-    for stage in stages:
-        for i in range(1, 5):
-            shapes[f'roi_heads.box_head{stage}.conv{i}'] = (256, 256, 3, 3)
-        shapes[f'roi_heads.box_head{stage}.fc1'] = (1024, 256 * 49)
-        shapes[f'roi_heads.box_predictor{stage}.cls_score'] = (81, 1024)
-        shapes[f'roi_heads.box_predictor{stage}.bbox_pred'] = (4 if stage else 320, 1024)
-    for i in range(1, 5):
-        shapes[f'roi_heads.mask_head.mask_fcn{i}'] = (256, 256, 3, 3)
-    shapes['roi_heads.mask_head.deconv'] = (256, 256, 2, 2)
-    shapes['roi_heads.mask_head.predictor'] = (80, 256, 1, 1)
-    normed = ('box_head', 'mask_fcn')
-    for key, shape in shapes.items():
-        if 'pixel' in key or 'anchors' in key:
-            weights[key] = torch.zeros(shape)
-            continue
-        weights[f'{key}.weight'] = torch.randn(shape)
-        if any(x in key for x in normed) and 'fc1' not in key:
-            weights[f'{key}.norm.weight'], weights[f'{key}.norm.bias'] = torch.randn(2, shape[0])
-        else:
-            weights[f'{key}.bias'] = torch.randn(shape[0])
-    return weights
+    weights = {f'backbone.{key}': value for key, value in load_golden('vitdet_d2_small').state_dict.items()}
+    return {**weights, **heads(stages, norm=('weight', 'bias'))}
 
 
 @pytest.mark.parametrize('cascade', [False, True])

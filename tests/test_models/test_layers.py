@@ -80,11 +80,16 @@ def test_fused_kernels_take_both_forms(training):
 
 def test_relative_table_places_and_interpolates():
     table = torch.arange(7.0)[:, None]
-    places = relative_table(table, 4)[..., 0]
+    places = relative_table(table, 4, 4)[..., 0]
     assert places.tolist() == [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]]
-    stretched = relative_table(table, 6)[..., 0]
+    stretched = relative_table(table, 6, 6)[..., 0]
     expected = F.interpolate(table.T[None], 11, mode='linear')[0, 0]
     assert torch.equal(stretched[0], expected[:6].flip(0)) and torch.equal(stretched[:, 0], expected[5:])
+    # Two keys among four queries lie at 0 and 2, two queries among four keys as well.
+    assert relative_table(table, 4, 2)[..., 0].tolist() == [[2, 0], [3, 1], [4, 2], [5, 3]]
+    assert relative_table(table, 2, 4)[..., 0].tolist() == [[3, 2, 1, 0], [5, 4, 3, 2]]
+    # Of three among four, at 4 / 3 of a step, places are cut off.
+    assert relative_table(table, 4, 3)[..., 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2], [5, 4, 3]]
 
 
 @pytest.mark.parametrize('scaled', [False, True])
@@ -97,7 +102,7 @@ def test_conventions_of_relative_positions(scaled):
     x = torch.randn(2, 3, 4, 16, dtype=torch.float64)
     q, k, v = layer.qkv(x).reshape(2, 12, 3, 2, 8).permute(2, 0, 3, 1, 4)
     factor = 8**-0.5 if scaled else 1
-    tables = factor * relative_table(layer.rel_pos_h, 3), factor * relative_table(layer.rel_pos_w, 4)
+    tables = factor * relative_table(layer.rel_pos_h, 3, 3), factor * relative_table(layer.rel_pos_w, 4, 4)
     expected = layer.proj(plain_attention(q, k, v, *tables).transpose(1, 2).reshape(2, 3, 4, 16))
     torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=1e-12)
 

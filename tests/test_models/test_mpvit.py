@@ -1,9 +1,8 @@
-"""MPViT: parity with the original, the common contract, errors."""
-
-import copy
+"""MPViT: parity with the original, what is particular to it, errors."""
 
 import pytest
 import torch
+from forms import MPVIT, slim
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -12,15 +11,6 @@ from mmvitzoo.models import MPViT
 from mmvitzoo.models.backbones.mpvit import FactorizedAttention
 
 PARAMS = dict(tiny=5_843_736, xsmall=10_573_448, small=22_892_400, base=74_845_976)
-# All of the structure, as few channels and blocks as can be.
-SLIM = dict(num_paths=(2, 3, 3, 3), num_layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 40), mlp_ratios=(2, 2, 2, 2))
-
-
-def slim(**kwargs):
-    torch.manual_seed(0)
-    model = MPViT(SLIM, **kwargs)
-    model.init_weights()
-    return model
 
 
 @pytest.mark.stack
@@ -61,7 +51,7 @@ def test_token_softmax_survives_float16():
 
 
 def test_norms_are_as_published():
-    model = slim()
+    model = slim('mpvit')
     assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
     assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
 
@@ -70,7 +60,7 @@ def test_norms_are_as_published():
     'norm_cfg, kind', [(dict(type='SyncBN'), nn.SyncBatchNorm), (dict(type='GN', num_groups=8), nn.GroupNorm)]
 )
 def test_norm_cfg(norm_cfg, kind):
-    model = slim(norm_cfg=norm_cfg).eval()
+    model = slim('mpvit', norm_cfg=norm_cfg).eval()
     norms = [m for m in model.modules() if 'Norm' in type(m).__name__ and not isinstance(m, nn.LayerNorm)]
     assert norms and all(isinstance(m, kind) for m in norms)
     model(torch.randn(1, 3, 64, 64))
@@ -89,7 +79,7 @@ def test_initialisation():
 
 
 def test_layer_depth():
-    model = slim()
+    model = slim('mpvit')
     depth = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.')[0] for name in model.state_dict()}
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (6, 7)
     assert model.get_layer_depth('stem.0.conv.weight') == (0, 7)
@@ -105,12 +95,12 @@ def test_layer_depth():
     [
         (dict(arch='huge'), "arch is one of tiny, xsmall, small, base, or a dict, got 'huge'"),
         (dict(arch=dict(embed_dims=(64, 64, 64, 64))), 'keys of an arch dict are num_paths, .* got embed_dims'),
-        (dict(arch=dict(SLIM, embed_dims=(16, 24, 32, 36))), r'embed_dims are multiples of 8, got \(16, 24, 32, 36\)'),
+        (dict(arch=dict(MPVIT, embed_dims=(16, 24, 32, 36))), r'embed_dims are multiples of 8, got \(16, 24, 32, 36\)'),
         (dict(arch=['tiny']), r"arch is one of .* got \['tiny'\]"),
-        (dict(arch=dict(SLIM, num_layers=(1, 2))), r'num_layers .* 4 stages, got \(1, 2\)'),
-        (dict(arch=dict(SLIM, num_layers=3)), 'num_layers .* 4 stages, got 3'),
-        (dict(arch=dict(SLIM, num_paths=(0, 1, 1, 1))), r'num_paths is a positive .* got \(0, 1, 1, 1\)'),
-        (dict(arch=dict(SLIM, embed_dims=(16.0, 24, 32, 40))), r'embed_dims is a positive .* got \(16.0, '),
+        (dict(arch=dict(MPVIT, num_layers=(1, 2))), r'num_layers .* 4 stages, got \(1, 2\)'),
+        (dict(arch=dict(MPVIT, num_layers=3)), 'num_layers .* 4 stages, got 3'),
+        (dict(arch=dict(MPVIT, num_paths=(0, 1, 1, 1))), r'num_paths is a positive .* got \(0, 1, 1, 1\)'),
+        (dict(arch=dict(MPVIT, embed_dims=(16.0, 24, 32, 40))), r'embed_dims is a positive .* got \(16.0, '),
         (dict(drop_path_rate='a'), "drop_path_rate is at least 0 and less than 1, got 'a'"),
         (dict(out_indices=(0, 4)), r'out_indices is a rising sequence of numbers from 0 to 3, got \(0, 4\)'),
         (dict(out_indices=()), r'out_indices .* got \(\)'),
@@ -122,5 +112,3 @@ def test_layer_depth():
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         MPViT(**kwargs)
-
-

@@ -1,36 +1,15 @@
-"""PlainViT and ViTAE: parity with the originals, the common contract, errors."""
-
-import copy
-from functools import partial
+"""PlainViT and ViTAE: parity with the originals, what is particular to them, errors."""
 
 import pytest
 import torch
+from forms import FORMS, VIT_ARCH, VITAE, VITDET, slim
 from mmengine.registry import MODELS
 from torch import nn
 
 from mmvitzoo.checkpoints import convert
 from mmvitzoo.models import PlainViT, ViTAE
 
-ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=2)
-VITDET = dict(with_cls_token=False, window_size=3, global_attn_indexes=(1, 3), use_rel_pos=True)
-VITAE = dict(ARCH, global_attn_indexes=(1, 3), pcm_convs=2, reduction_dims=None)
-FORMS = dict(
-    token=partial(PlainViT, ARCH, img_size=64),
-    vitdet=partial(PlainViT, ARCH, img_size=96, pretrain_img_size=64, **VITDET),
-    conv=partial(PlainViT, ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=())),
-    vitae=partial(ViTAE, VITAE, img_size=96, window_size=3),
-    vitae_s=partial(ViTAE, dict(VITAE, pcm_convs=3, reduction_dims=(24, 32)), img_size=96, window_size=3),
-)
-
-
-def slim(form, **kwargs):
-    torch.manual_seed(0)
-    model = FORMS[form](**kwargs)
-    model.init_weights()
-    for name, value in model.named_parameters():  # as if trained: what starts at zero counts
-        if 'rel_pos' in name or '.residual.' in name:
-            nn.init.normal_(value, std=0.2)
-    return model
+every_form = pytest.mark.parametrize('form', [form for form in FORMS if form.startswith('vit')])
 
 
 @pytest.mark.stack
@@ -118,7 +97,7 @@ def test_parameters_of_vitae():
     assert sum(b.numel() for name, b in model.named_buffers() if name.endswith('directions')) == 48 * 96 + 96 * 192
 
 
-@pytest.mark.parametrize('form', FORMS)
+@every_form
 def test_padding_is_zeros(form):
     """An image that 16 does not divide is the image with zeros below and to the right."""
     model = slim(form).eval()
@@ -128,26 +107,29 @@ def test_padding_is_zeros(form):
         torch.testing.assert_close(model(x[:, :, :50, :81]), model(x))
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_out_indices_choose_maps_and_build_no_more(form):
-    full, part = slim(form, out_indices=(0, 2, 3)), slim(form, out_indices=(0, 2))
-    part.load_state_dict(full.state_dict(), strict=False)
-    x = torch.randn(1, 3, 64, 64)
-    maps, chosen = full.eval()(x), part.eval()(x)
+@every_form
+def test_only_the_last_map_is_normalised(form):
+    full, part = slim(form, out_indices=(0, 3)), slim(form, out_indices=(0, 2))
     assert len(part.blocks) == 3 and not hasattr(part.norm, 'weight')
-    assert torch.equal(chosen[0], maps[0]) and torch.equal(chosen[1], maps[1])
-    # Only the last block's map is normalised.
-    (last,) = FORMS[form]().eval()(x)
-    assert maps[2].mean(1).abs().max() < 1e-5 < maps[1].mean(1).abs().max() and last.mean(1).abs().max() < 1e-5
+    x = torch.randn(1, 3, 64, 64)
+    first, last = full.eval()(x)
+    assert last.mean(1).abs().max() < 1e-5 < first.mean(1).abs().max()
     raw = slim(form, final_norm=False)
     raw.load_state_dict(full.state_dict(), strict=False)
-    normed = nn.functional.layer_norm(raw.eval()(x)[0].permute(0, 2, 3, 1), (48,), eps=1e-6).permute(0, 3, 1, 2)
-    torch.testing.assert_close(normed, maps[2])
+    normed = nn.functional.layer_norm(raw.eval()(x)[-1].permute(0, 2, 3, 1), (48,), eps=1e-6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(normed, last)
+    # The default is the last block alone.
+    assert [tuple(x.shape) for x in FORMS[form].build()(x)] == [(1, 48, 4, 4)]
+
+
+@pytest.mark.parametrize('form', ['vitae', 'vitae_s'])
+def test_norm_cfg(form):
+    assert isinstance(slim(form, norm_cfg=dict(type='SyncBN')).blocks[0].pcm[1], nn.SyncBatchNorm)
 
 
 def test_class_token_attends_and_is_returned():
-    model = slim('token', out_type='cls_token', out_indices=(1, 3)).eval()
-    maps = slim('token').eval()
+    model = slim('vit', out_type='cls_token', out_indices=(1, 3)).eval()
+    maps = slim('vit').eval()
     x = torch.randn(2, 3, 64, 64)
     tokens = model(x)
     assert [tuple(y.shape) for y in tokens] == [(2, 48), (2, 48)]
@@ -157,7 +139,7 @@ def test_class_token_attends_and_is_returned():
 
 
 def test_positions_are_interpolated():
-    model = slim('token').eval()
+    model = slim('vit').eval()
     grid = model.stem.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     expected = nn.functional.interpolate(grid, (3, 6), mode='bicubic', align_corners=False)
     x = torch.randn(1, 3, 48, 96)
@@ -165,7 +147,7 @@ def test_positions_are_interpolated():
     torch.testing.assert_close(model.stem(x).permute(0, 3, 1, 2), embedded)
 
 
-@pytest.mark.parametrize('form', FORMS)
+@every_form
 def test_norms_are_as_published(form):
     model = slim(form)
     cells = {id(m) for name, m in model.named_modules() if name.startswith('stem.')}
@@ -174,23 +156,23 @@ def test_norms_are_as_published(form):
     assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} <= {1e-5}
 
 
-@pytest.mark.parametrize('form', FORMS)
+@every_form
 def test_initialisation(form):
     torch.manual_seed(0)
-    model = FORMS[form]()
+    model = FORMS[form].build()
     model.init_weights()
     weights = model.state_dict()
     assert weights['blocks.1.attn.qkv.weight'].std().item() == pytest.approx(0.02, rel=0.1)
     assert weights['blocks.1.mlp.fc1.bias'].abs().max() == 0
     if 'stem.pos_embed' in weights:
         assert weights['stem.pos_embed'].std().item() == pytest.approx(0.02, rel=0.15)
-    if form == 'conv':  # changes nothing at first
+    if form == 'vitdet_conv':  # changes nothing at first
         x = torch.randn(1, 4, 4, 48)
         assert torch.equal(model.blocks[1].residual(x), x)
     if 'rel_pos_h' in str(weights.keys()):
         assert weights['blocks.0.attn.rel_pos_h'].abs().max() == 0
         assert weights['blocks.0.attn.rel_pos_h'].shape == (5, 16)
-        if form != 'conv':
+        if form != 'vitdet_conv':
             assert weights['blocks.1.attn.rel_pos_h'].shape == (11, 16)
 
 
@@ -200,7 +182,7 @@ def test_directions_are_orthogonal():
 
 
 def test_layer_depth():
-    model = slim('conv')
+    model = slim('vitdet_conv')
     depth = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.')[0] for name in model.state_dict()}
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (5, 6)
     assert model.get_layer_depth('neck.rescale.0.0.weight', 'backbone.') == (5, 6)
@@ -214,9 +196,9 @@ def test_layer_depth():
     [
         (dict(arch='giant'), "arch is one of tiny, small, base, large, huge, or a dict, got 'giant'"),
         (dict(arch=dict(embed_dims=64)), 'keys of an arch dict are embed_dims, .* got embed_dims'),
-        (dict(arch=dict(ARCH, embed_dims=50)), 'embed_dims is a multiple of num_heads, got 50 and 3'),
-        (dict(arch=dict(ARCH, num_layers=0)), 'num_layers is a positive number, got 0'),
-        (dict(arch=dict(ARCH, num_heads=1.5)), 'num_heads is a positive number, got 1.5'),
+        (dict(arch=dict(VIT_ARCH, embed_dims=50)), 'embed_dims is a multiple of num_heads, got 50 and 3'),
+        (dict(arch=dict(VIT_ARCH, num_layers=0)), 'num_layers is a positive number, got 0'),
+        (dict(arch=dict(VIT_ARCH, num_heads=1.5)), 'num_heads is a positive number, got 1.5'),
         (dict(img_size=(224,)), r'img_size is a number of pixels or \(H, W\), got \(224,\)'),
         (dict(img_size=0), 'img_size is .* got 0'),
         (dict(pretrain_img_size='224'), "pretrain_img_size is .* got '224'"),
@@ -239,7 +221,7 @@ def test_layer_depth():
 )
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=f'PlainViT: .*{message}'):
-        PlainViT(**{'arch': ARCH, **kwargs})
+        PlainViT(**{'arch': VIT_ARCH, **kwargs})
 
 
 @pytest.mark.parametrize(
@@ -257,5 +239,3 @@ def test_wrong_arguments(kwargs, message):
 def test_wrong_arguments_of_vitae(arch, message):
     with pytest.raises(ValueError, match=f'ViTAE: {message}'):
         ViTAE(arch)
-
-

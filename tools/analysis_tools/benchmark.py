@@ -1,7 +1,8 @@
 """Times backbones of this package beside their peers: benchmark.py [CASE ...].
 
 Models of a case take turns in one process; printed are medians, and each peer's time over ours.
-The peers have random weights, as ours have. `memory` shows how the memory of an attention block
+The peers have random weights, as ours have; plain versions of a model, from `benchmarks/`, have the
+same. `memory` shows how the memory of an attention block
 that sees the whole image grows with the image.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from mmengine.registry import MODELS
 
 import mmvitzoo  # noqa: F401  registers the models
 from mmvitzoo.models.backbones.vit import Block
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 
 
 def ours(**cfg):
@@ -65,7 +69,46 @@ def upernet_base():
     }
 
 
-CASES = {'vitdet-base': vitdet_base, 'upernet-base': upernet_base}
+def mmpretrain_mvit(**kwargs):
+    from mmpretrain.models.backbones import MViT
+
+    model = MViT('tiny', **kwargs)
+    model.eval()  # returns None
+    return model
+
+
+def mvitv2_tiny():
+    """The last map, as classifiers read it."""
+    from references.mvitv2 import PlainMViTv2
+
+    model = ours(type='MViTv2', arch='tiny')
+    return (8, 3, 224, 224), {
+        'ours': model,
+        'plain': PlainMViTv2(model),
+        'timm mvitv2_tiny': timm_model('mvitv2_tiny').forward_features,
+        'mmpretrain MViT': mmpretrain_mvit(),
+    }
+
+
+def mvitv2_tiny_dense():
+    """Four maps in the detection form. MMPretrain's model has no windows."""
+    from references.mvitv2 import PlainMViTv2
+
+    scales = (0, 1, 2, 3)
+    model = ours(type='MViTv2', arch='tiny', out_indices=scales, window_attention=True)
+    return (1, 3, 800, 1216), {
+        'ours': model,
+        'plain': PlainMViTv2(model),
+        'mmpretrain MViT': mmpretrain_mvit(out_scales=scales),
+    }
+
+
+CASES = {
+    'vitdet-base': vitdet_base,
+    'upernet-base': upernet_base,
+    'mvitv2-tiny': mvitv2_tiny,
+    'mvitv2-tiny-dense': mvitv2_tiny_dense,
+}
 
 
 def run_case(case, rounds):
@@ -119,11 +162,11 @@ def main():
         if case == 'memory':
             results[case] = {f'{pixels} pixels': global_block_memory(pixels) for pixels in (1024, 2048, 4096)}
             for name, mebibytes in results[case].items():
-                print(f'{case:14}{name:30}{mebibytes:8.0f} MiB')
+                print(f'{case:20}{name:30}{mebibytes:8.0f} MiB')
             continue
         results[case] = run_case(case, args.rounds)
         for name, seconds in results[case].items():
-            print(f'{case:14}{name:30}{seconds:8.3f} s{seconds / results[case]["ours"]:8.2f}x', flush=True)
+            print(f'{case:20}{name:30}{seconds:8.3f} s{seconds / results[case]["ours"]:8.2f}x', flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=2) + '\n')
 

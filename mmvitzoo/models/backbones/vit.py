@@ -15,7 +15,7 @@ Maps are (B, H, W, C) between blocks; with a class token, which has no place on 
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
-from timm.layers import DropPath
+from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -121,6 +121,8 @@ class PlainViT(Backbone):
         global_attn_indexes: Blocks that attend to the whole image nonetheless.
         residual_block_indexes: Blocks that end in a residual convolution.
         use_rel_pos: Add decomposed relative positions in every block.
+        rel_pos_std: Standard deviation of their initial tables. Published models start from zeros; a
+            small model without pretraining learns sooner from 0.5.
         rel_pos_scaled: See :class:`mmvitzoo.models.layers.Attention`. Converted weights of every
             source need False: the scale is taken into the tables where it was outside.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
@@ -166,6 +168,7 @@ class PlainViT(Backbone):
         global_attn_indexes: Sequence[int] = (),
         residual_block_indexes: Sequence[int] = (),
         use_rel_pos: bool = False,
+        rel_pos_std: float = 0.0,
         rel_pos_scaled: bool = False,
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
@@ -220,6 +223,9 @@ class PlainViT(Backbone):
                     rel_pos_scaled=rel_pos_scaled,
                 )
             )
+            if use_rel_pos and rel_pos_std:
+                trunc_normal_(self.blocks[-1].attn.rel_pos_h, std=rel_pos_std)
+                trunc_normal_(self.blocks[-1].attn.rel_pos_w, std=rel_pos_std)
         if final_norm and len(self.blocks) == num_layers:
             self.norm = nn.LayerNorm(arch['embed_dims'], eps=1e-6)
         else:

@@ -1,0 +1,46 @@
+"""Random weights in the names and shapes of Detectron2's detectors."""
+
+import torch
+
+
+def heads(stages=('',), norm=(), box_convs=4, rpn_convs=2):
+    """Heads of a Mask R-CNN, or of a Cascade Mask R-CNN with ``stages=('.0', '.1', '.2')``.
+
+    ``norm`` is what the norm of a convolution holds; none gives the convolution a bias.
+    """
+    weights = {'pixel_mean': torch.zeros(3, 1, 1), 'pixel_std': torch.zeros(3, 1, 1)}
+    shapes = {}
+    rpn = 'proposal_generator.rpn_head'
+    for i in range(rpn_convs):
+        shapes[f'{rpn}.conv.conv{i}' if rpn_convs > 1 else f'{rpn}.conv'] = (256, 256, 3, 3)
+    shapes.update({f'{rpn}.objectness_logits': (3, 256, 1, 1), f'{rpn}.anchor_deltas': (12, 256, 1, 1)})
+    for i in range(5):
+        weights[f'proposal_generator.anchor_generator.cell_anchors.{i}'] = torch.zeros(3, 4)
+    for stage in stages:
+        for i in range(1, box_convs + 1):
+            shapes[f'roi_heads.box_head{stage}.conv{i}'] = (256, 256, 3, 3)
+        shapes[f'roi_heads.box_head{stage}.fc1'] = (1024, 256 * 49)
+        if not box_convs:
+            shapes[f'roi_heads.box_head{stage}.fc2'] = (1024, 1024)
+        shapes[f'roi_heads.box_predictor{stage}.cls_score'] = (81, 1024)
+        shapes[f'roi_heads.box_predictor{stage}.bbox_pred'] = (4 if stage else 320, 1024)
+    for i in range(1, 5):
+        shapes[f'roi_heads.mask_head.mask_fcn{i}'] = (256, 256, 3, 3)
+    shapes['roi_heads.mask_head.deconv'] = (256, 256, 2, 2)
+    shapes['roi_heads.mask_head.predictor'] = (80, 256, 1, 1)
+    for key, shape in shapes.items():
+        weights[f'{key}.weight'] = torch.randn(shape)
+        if norm and ('.conv' in key and 'box_head' in key or 'mask_fcn' in key):
+            weights.update({f'{key}.norm.{name}': torch.randn(() if 'num' in name else shape[:1]) for name in norm})
+        else:
+            weights[f'{key}.bias'] = torch.randn(shape[0])
+    return weights
+
+
+def fpn(widths):
+    weights = {}
+    for level, width in enumerate(widths, 2):
+        for name, shape in (('lateral', (256, width, 1, 1)), ('output', (256, 256, 3, 3))):
+            weights[f'backbone.fpn_{name}{level}.weight'] = torch.randn(shape)
+            weights[f'backbone.fpn_{name}{level}.bias'] = torch.randn(256)
+    return weights

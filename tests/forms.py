@@ -1,0 +1,76 @@
+"""Slim models of every family and form: all of the structure, as few channels and blocks as can be."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Optional, Tuple
+
+import torch
+from torch import nn
+
+from mmvitzoo.models import MPViT, MViTv2, PlainViT, ViTAE
+
+
+def block_number(name: str) -> Optional[int]:
+    part, *rest = name.split('.')
+    return 0 if part == 'stem' else int(rest[0]) + 1 if rest[0].isdigit() else None
+
+
+def stage_of_mvitv2(name: str) -> int:
+    part, number = name.split('.')[:2]
+    if part == 'blocks':
+        return 1 + (0, 1, 1, 2, 2, 3)[int(number)]
+    return 0 if part == 'stem' else 1 + int(part[-1])
+
+
+@dataclass
+class Form:
+    """How to build it, and what to expect of it."""
+
+    build: Callable[..., nn.Module]
+    strides: Tuple[int, ...]
+    channels: Tuple[int, ...]
+    part: Callable[[str], Optional[int]]  # parameter -> the frozen_stages from which it is frozen
+    grows: Tuple[float, ...]  # shares of drop_path_rate, by block
+    recomputed: float = 0.7  # of what is kept for the backward pass, with_cp keeps less than that
+
+
+VIT_ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=2)
+VITDET = dict(with_cls_token=False, window_size=3, global_attn_indexes=(1, 3), use_rel_pos=True)
+VITAE = dict(VIT_ARCH, global_attn_indexes=(1, 3), pcm_convs=2, reduction_dims=None)
+MPVIT = dict(num_paths=(2, 3, 3, 3), num_layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 40), mlp_ratios=(2, 2, 2, 2))
+MVITV2 = dict(embed_dims=16, num_layers=6, num_heads=2, downscale_indices=(1, 3, 5))
+
+plain = partial(Form, strides=(16,) * 4, channels=(48,) * 4, part=block_number, grows=tuple(i / 3 for i in range(4)))
+pyramid = partial(Form, strides=(4, 8, 16, 32))
+mvitv2 = partial(pyramid, part=stage_of_mvitv2, grows=tuple(i / 5 for i in range(6)))
+FORMS = dict(
+    mpvit=pyramid(
+        partial(MPViT, MPVIT),
+        channels=(24, 32, 40, 40),
+        part=block_number,
+        grows=tuple(i / 4 for i in 2 * [0] + 3 * [1, 2] + 3 * [3] + 3 * [4]),  # paths of a stage share its rates
+    ),
+    vit=plain(partial(PlainViT, VIT_ARCH, img_size=64)),
+    vitdet=plain(partial(PlainViT, VIT_ARCH, img_size=96, pretrain_img_size=64, **VITDET)),
+    vitdet_conv=plain(
+        partial(PlainViT, VIT_ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=()))
+    ),
+    # The convolutions beside attention, and the cells before it, are kept.
+    vitae=plain(partial(ViTAE, VITAE, img_size=96, window_size=3), recomputed=0.85),
+    vitae_s=plain(
+        partial(ViTAE, dict(VITAE, pcm_convs=3, reduction_dims=(24, 32)), img_size=96, window_size=3), recomputed=0.95
+    ),
+    mvitv2=mvitv2(partial(MViTv2, MVITV2), channels=(16, 32, 64, 128)),
+    mvitv2_windows=mvitv2(partial(MViTv2, MVITV2, window_attention=True), channels=(16, 32, 64, 128)),
+    mvitv2_mlp=mvitv2(partial(MViTv2, MVITV2, dim_mul_in_attention=False), channels=(32, 64, 128, 128)),
+)
+
+
+def slim(form, out_indices=(0, 1, 2, 3), **kwargs):
+    torch.manual_seed(0)
+    model = FORMS[form].build(out_indices=out_indices, **kwargs)
+    model.init_weights()
+    for name, value in model.named_parameters():  # as if trained: what starts at zero counts
+        if 'rel_pos' in name or '.residual.' in name:
+            nn.init.normal_(value, std=0.2)
+    return model

@@ -1,0 +1,157 @@
+"""Layouts of MViTv2, and the way back."""
+
+import pickle
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2_names import fpn, heads
+from forms import MVITV2
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmvitzoo.checkpoints import CheckpointError, convert, export, load, load_pretrained, save
+from mmvitzoo.models import MViTv2
+
+ROOT = Path(__file__).parents[2]
+BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
+mvitv2 = partial(MViTv2, MVITV2)
+
+
+def whole(model, **more):
+    return {**{f'backbone.{key}': value for key, value in model.state_dict().items()}, **more}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('cascade', [False, True])
+def test_whole_detector_of_detectron2(load_golden, cascade):
+    """A pickle of NumPy arrays, into the config of the same model, strictly."""
+    theirs = load_golden('mvitv2_tiny_d2').state_dict
+    weights = {f'backbone.bottom_up.{key}': value for key, value in theirs.items()}
+    weights.update(fpn((96, 192, 384, 768)))
+    if cascade:
+        weights.update(heads(('.0', '.1', '.2'), norm=BATCH_NORM))
+    else:
+        weights.update(heads(box_convs=0, rpn_convs=1))
+    converted = convert(weights)
+    assert (converted.family, converted.source, converted.arch) == ('mvitv2', 'detectron2', 'tiny')
+    name = 'cascade-mask-rcnn' if cascade else 'mask-rcnn'
+    config = Config.fromfile(ROOT / f'configs/mvitv2/{name}_mvitv2-tiny_fpn_ms-3x_coco.py')
+    # Only what initialises the backbone differs from what the checkpoint tells.
+    given = {key: value for key, value in config.model.backbone.items() if key not in ('init_cfg', 'drop_path_rate')}
+    assert given == converted.backbone_cfg
+    config.model.backbone = converted.backbone_cfg
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    model.load_state_dict(converted.state_dict, strict=True)
+    assert torch.equal(model.neck.lateral_convs[3].conv.weight, weights['backbone.fpn_lateral5.weight'])
+    assert torch.equal(model.backbone.norm1.bias, theirs['scale3_norm.bias'])
+    if cascade:
+        box, running = model.roi_head.bbox_head[1], weights['roi_heads.box_head.1.conv2.norm.running_var']
+        assert torch.equal(box.shared_convs[1].bn.running_var, running)
+        assert torch.equal(model.rpn_head.rpn_conv[1].conv.bias, weights['proposal_generator.rpn_head.conv.conv1.bias'])
+    else:
+        assert torch.equal(model.rpn_head.rpn_conv.weight, weights['proposal_generator.rpn_head.conv.weight'])
+        assert torch.equal(model.roi_head.bbox_head.shared_fcs[1].bias, weights['roi_heads.box_head.fc2.bias'])
+
+
+def test_pickle_of_detectron2(tmp_path):
+    model = mvitv2(out_indices=(0, 1, 2, 3), window_attention=True)
+    prefix = 'backbone.bottom_up.'
+    names = {'stem.': 'patch_embed.proj.', '.skip.': '.proj.', **{f'norm{i}.': f'scale{i + 2}_norm.' for i in range(4)}}
+    theirs = {}
+    for key, value in model.state_dict().items():
+        part = key if key.startswith('blocks') else key
+        for ours, name in names.items():
+            if not (part.startswith('blocks') and ours.startswith('norm')):
+                part = part.replace(ours, name)
+        theirs[prefix + part] = value.numpy()
+    (tmp_path / 'model.pkl').write_bytes(pickle.dumps(dict(model=theirs, __author__='x')))
+    again = mvitv2(out_indices=(0, 1, 2, 3), window_attention=True)
+    load_pretrained(again, str(tmp_path / 'model.pkl'))
+    assert_same(dict(again.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize('in_attention', [True, False])
+@pytest.mark.parametrize('source', ['timm', 'mmpretrain', 'official'])
+def test_there_and_back_is_the_identity(source, in_attention):
+    model = mvitv2(dim_mul_in_attention=in_attention)
+    weights = whole(model, **{'head.fc.weight': torch.randn(7, 128), 'head.fc.bias': torch.randn(7)})
+    theirs = export(weights, 'mvitv2', source)
+    if source == 'timm':
+        kind, stage = ('attn', 'stages.2.blocks.0') if in_attention else ('mlp', 'stages.1.blocks.1')
+        assert f'{stage}.shortcut_proj_{kind}.weight' in theirs and 'stages.3.blocks.0.mlp.fc1.weight' in theirs
+    converted = convert(theirs)
+    assert converted.source == source
+    assert_same(converted.state_dict, weights)
+    again = MODELS.build(converted.backbone_cfg).eval()
+    again.load_state_dict(converted.backbone, strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(x)[0], model.eval()(x)[0])
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(img_size=(96, 320)),
+        dict(dim_mul_in_attention=False),
+        dict(window_attention=True, out_indices=(0, 1, 2, 3)),
+        dict(window_attention=True, out_indices=(1, 2, 3), img_size=448),
+        dict(arch='tiny', window_attention=True, out_indices=(0, 1)),
+        dict(arch='tiny', window_attention=True, out_indices=(0,)),
+    ],
+)
+def test_ours_tells_how_it_was_built(kwargs):
+    model = MViTv2(**{'arch': MVITV2, **kwargs})
+    converted = convert(model.state_dict())
+    assert converted.source == 'mmvitzoo'
+    again = MODELS.build(converted.backbone_cfg).eval()
+    again.load_state_dict(converted.backbone, strict=True)
+    x = torch.randn(1, 3, 80, 112)
+    with torch.no_grad():
+        for a, b in zip(again(x), model.eval()(x)):
+            torch.testing.assert_close(a, b)
+
+
+def test_part_of_an_unknown_variant():
+    with pytest.raises(CheckpointError, match=r'mvitv2/mmvitzoo .* \(in our names\): blocks.3'):
+        convert(mvitv2(out_indices=(0, 1)).state_dict())
+
+
+def test_classifier_into_a_detector(tmp_path):
+    """The norms that it lacks are new, its own last one stays."""
+    classifier = mvitv2()
+    torch.nn.init.normal_(classifier.norm3.weight)
+    weights = export(whole(classifier, **{'head.fc.weight': torch.randn(7, 128)}), 'mvitv2', 'official')
+    torch.save(dict(model_state=weights, epoch=300), tmp_path / 'MViTv2.pyth')
+    detector = mvitv2(out_indices=(0, 1, 2, 3), window_attention=True)
+    load_pretrained(detector, str(tmp_path / 'MViTv2.pyth'))
+    for key, value in classifier.state_dict().items():
+        assert torch.equal(detector.state_dict()[key], value), key
+    assert detector.norm0.weight.eq(1).all()
+
+
+def test_class_token_is_refused_and_can_be_left_out_knowingly(tmp_path):
+    weights = export(whole(mvitv2()), 'mvitv2', 'official')
+    torch.save(dict(model_state={**weights, 'cls_token': torch.zeros(1, 1, 16)}), tmp_path / 'in21k.pyth')
+    with pytest.raises(CheckpointError, match='mvitv2/official: cls_token is a class token, which .* another one'):
+        convert(load(tmp_path / 'in21k.pyth'))
+    left = load(tmp_path / 'in21k.pyth')
+    del left['cls_token']
+    save(left, tmp_path / 'without-token.pth')
+    load_pretrained(mvitv2(out_indices=(0, 1, 2, 3), window_attention=True), str(tmp_path / 'without-token.pth'))
+
+
+def test_first_version_of_mmpretrain_is_refused():
+    weights = export(whole(mvitv2()), 'mvitv2', 'mmpretrain')
+    with pytest.raises(
+        CheckpointError, match='mmpretrain: backbone.pos_embed .* only the first version of MViT'
+    ):
+        convert({**weights, 'backbone.pos_embed': torch.zeros(1, 3136, 16)})
