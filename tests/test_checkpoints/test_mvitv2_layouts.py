@@ -151,7 +151,5 @@ def test_class_token_is_refused_and_can_be_left_out_knowingly(tmp_path):
 
 def test_first_version_of_mmpretrain_is_refused():
     weights = export(whole(mvitv2()), 'mvitv2', 'mmpretrain')
-    with pytest.raises(
-        CheckpointError, match='mmpretrain: backbone.pos_embed .* only the first version of MViT'
-    ):
+    with pytest.raises(CheckpointError, match='mmpretrain: backbone.pos_embed .* only the first version of MViT'):
         convert({**weights, 'backbone.pos_embed': torch.zeros(1, 3136, 16)})
