@@ -7,7 +7,7 @@ from typing import Callable, Optional, Tuple
 import torch
 from torch import nn
 
-from mmvitzoo.models import MPViT, MViTv2, PlainViT, ViTAE
+from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, ViTAE
 
 
 def block_number(name: str) -> Optional[int]:
@@ -20,6 +20,13 @@ def stage_of_mvitv2(name: str) -> int:
     if part == 'blocks':
         return 1 + (0, 1, 1, 2, 2, 3)[int(number)]
     return 0 if part == 'stem' else 1 + int(part[-1])
+
+
+def stage_of_scalablevit(name: str) -> int:
+    part, stage = name.split('.')[:2]
+    if name.startswith('embeds.0.'):
+        return 0
+    return 1 + int(stage if stage.isdigit() else part[-1])
 
 
 @dataclass
@@ -39,6 +46,13 @@ VITDET = dict(with_cls_token=False, window_size=3, global_attn_indexes=(1, 3), u
 VITAE = dict(VIT_ARCH, global_attn_indexes=(1, 3), pcm_convs=2, reduction_dims=None)
 MPVIT = dict(num_paths=(2, 3, 3, 3), num_layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 40), mlp_ratios=(2, 2, 2, 2))
 MVITV2 = dict(embed_dims=16, num_layers=6, num_heads=2, downscale_indices=(1, 3, 5))
+SCALABLE = dict(
+    embed_dims=(16, 24, 32, 40),
+    num_layers=(2, 2, 2, 2),
+    num_heads=(2, 2, 4, 4),
+    spatial_ratios=(8, 4, 2, 1),
+    channel_ratios=(1.25, 0.5, 1, 1),
+)
 
 plain = partial(Form, strides=(16,) * 4, channels=(48,) * 4, part=block_number, grows=tuple(i / 3 for i in range(4)))
 pyramid = partial(Form, strides=(4, 8, 16, 32))
@@ -62,6 +76,12 @@ FORMS = dict(
     ),
     mvitv2=mvitv2(partial(MViTv2, MVITV2), channels=(16, 32, 64, 128)),
     mvitv2_windows=mvitv2(partial(MViTv2, MVITV2, window_attention=True), channels=(16, 32, 64, 128)),
+    scalablevit=pyramid(
+        partial(ScalableViT, SCALABLE),
+        channels=(16, 24, 32, 40),
+        part=stage_of_scalablevit,
+        grows=tuple(i / 7 for i in range(8)),
+    ),
     mvitv2_mlp=mvitv2(partial(MViTv2, MVITV2, dim_mul_in_attention=False), channels=(32, 64, 128, 128)),
 )
 

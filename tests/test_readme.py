@@ -16,7 +16,7 @@ README = (ROOT / 'README.md').read_text()
 COMMANDS = ''.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL)).splitlines()
 EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
-FAMILIES = ('mpvit', 'mvitv2', 'vit', 'vitdet')
+FAMILIES = ('mpvit', 'mvitv2', 'scalablevit', 'vit', 'vitdet')
 
 # Run elsewhere: by hand before a release, by CI, and by the test of the wheel.
 ELSEWHERE = ('make demo', 'make test', 'pip install .')

@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Optional, Union
 import torch
 from torch import Tensor
 
-from . import mpvit, mvitv2, vit, vitae
+from . import mpvit, mvitv2, scalablevit, vit, vitae
 from .layout import Drop, Layout, Refuse
 from .reading import CheckpointError
 
-LAYOUTS = [*mpvit.LAYOUTS, *mvitv2.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
+LAYOUTS = [*mpvit.LAYOUTS, *mvitv2.LAYOUTS, *scalablevit.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
 
 
 @dataclass

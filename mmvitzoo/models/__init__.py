@@ -1,7 +1,7 @@
 """Backbones, necks and losses, registered in MMEngine's root ``MODELS``."""
 
-from .backbones import MPViT, MViTv2, PlainViT, ViTAE
+from .backbones import MPViT, MViTv2, PlainViT, ScalableViT, ViTAE
 from .losses import FederatedLoss
 from .necks import SimpleFeaturePyramid
 
-__all__ = ['FederatedLoss', 'MPViT', 'MViTv2', 'PlainViT', 'SimpleFeaturePyramid', 'ViTAE']
+__all__ = ['FederatedLoss', 'MPViT', 'MViTv2', 'PlainViT', 'ScalableViT', 'SimpleFeaturePyramid', 'ViTAE']

@@ -138,7 +138,7 @@ def test_autocast(form, dtype):
     assert (low - full).norm() < 0.05 * full.norm()
 
 
-@pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows'])
+@pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows', 'scalablevit'])
 def test_compiles_without_graph_break(form):
     model = slim(form, out_indices=(0, 1)).eval()  # they hold every kind of module
     compiled = torch.compile(model, fullgraph=True)

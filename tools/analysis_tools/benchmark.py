@@ -18,7 +18,7 @@ import torch
 from mmengine.registry import MODELS
 
 import mmvitzoo  # noqa: F401  registers the models
-from mmvitzoo.models.backbones.vit import Block
+from mmvitzoo.models.backbones.vit import PlainBlock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 
@@ -84,7 +84,7 @@ def mvitv2_tiny():
     model = ours(type='MViTv2', arch='tiny')
     return (8, 3, 224, 224), {
         'ours': model,
-        'plain': PlainMViTv2(model),
+        'plain': PlainMViTv2(model).eval(),
         'timm mvitv2_tiny': timm_model('mvitv2_tiny').forward_features,
         'mmpretrain MViT': mmpretrain_mvit(),
     }
@@ -98,9 +98,24 @@ def mvitv2_tiny_dense():
     model = ours(type='MViTv2', arch='tiny', out_indices=scales, window_attention=True)
     return (1, 3, 800, 1216), {
         'ours': model,
-        'plain': PlainMViTv2(model),
+        'plain': PlainMViTv2(model).eval(),
         'mmpretrain MViT': mmpretrain_mvit(out_scales=scales),
     }
+
+
+def scalablevit_small():
+    """The last map, as classifiers read it."""
+    from references.scalablevit import PlainScalableViT
+
+    model = ours(type='ScalableViT', arch='small', out_indices=(3,))
+    return (8, 3, 224, 224), {'ours': model, 'plain': PlainScalableViT(model).eval()}
+
+
+def scalablevit_small_dense():
+    from references.scalablevit import PlainScalableViT
+
+    model = ours(type='ScalableViT', arch='small')
+    return (1, 3, 800, 1216), {'ours': model, 'plain': PlainScalableViT(model).eval()}
 
 
 CASES = {
@@ -108,6 +123,8 @@ CASES = {
     'upernet-base': upernet_base,
     'mvitv2-tiny': mvitv2_tiny,
     'mvitv2-tiny-dense': mvitv2_tiny_dense,
+    'scalablevit-small': scalablevit_small,
+    'scalablevit-small-dense': scalablevit_small_dense,
 }
 
 
@@ -135,7 +152,7 @@ def status(field):
 def global_block_memory(pixels):
     """Peak MiB beyond its input that a ViT-B block with relative positions needs (Linux only)."""
     side = pixels // 16
-    block = Block(768, 12, 4, 0, rel_pos_size=(side, side)).eval()
+    block = PlainBlock(768, 12, 4, 0, rel_pos_size=(side, side)).eval()
     x = torch.randn(1, side, side, 768)
     gc.collect()
     Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
@@ -162,11 +179,11 @@ def main():
         if case == 'memory':
             results[case] = {f'{pixels} pixels': global_block_memory(pixels) for pixels in (1024, 2048, 4096)}
             for name, mebibytes in results[case].items():
-                print(f'{case:20}{name:30}{mebibytes:8.0f} MiB')
+                print(f'{case:26}{name:30}{mebibytes:8.0f} MiB')
             continue
         results[case] = run_case(case, args.rounds)
         for name, seconds in results[case].items():
-            print(f'{case:20}{name:30}{seconds:8.3f} s{seconds / results[case]["ours"]:8.2f}x', flush=True)
+            print(f'{case:26}{name:30}{seconds:8.3f} s{seconds / results[case]["ours"]:8.2f}x', flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=2) + '\n')
 

@@ -2,7 +2,8 @@
 
 from .mpvit import MPViT
 from .mvitv2 import MViTv2
+from .scalablevit import ScalableViT
 from .vit import PlainViT
 from .vitae import ViTAE
 
-__all__ = ['MPViT', 'MViTv2', 'PlainViT', 'ViTAE']
+__all__ = ['MPViT', 'MViTv2', 'PlainViT', 'ScalableViT', 'ViTAE']

@@ -19,11 +19,9 @@ import torch
 from einops import rearrange
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmengine.registry import MODELS
-from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..layers import DepthwiseConv, Linear, Mlp
+from ..layers import Block, DepthwiseConv, Linear
 from .base import Backbone
 
 # Of 8 heads, 2 see relative positions through kernels of 3 x 3, 3 through 5 x 5, 3 through 7 x 7.
@@ -76,18 +74,13 @@ class FactorizedAttention(nn.Module):
         return self.proj(content + q * crpe(v))
 
 
-class Block(nn.Module):
+class PathBlock(Block):
     """Pre-norm transformer block; the position encodings are the encoder's."""
 
-    def __init__(self, dim: int, mlp_ratio: float, drop_path: float):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = FactorizedAttention(dim)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+    def __init__(self, dim: int, mlp_ratio: float, drop_path: float, with_cp: bool):
+        super().__init__(dim, FactorizedAttention(dim), mlp_ratio, drop_path, with_cp)
 
-    def forward(self, x: Tensor, cpe: nn.Module, crpe: nn.Module) -> Tensor:
+    def transform(self, x: Tensor, cpe: nn.Module, crpe: nn.Module) -> Tensor:
         x = x + cpe(x)
         x = x + self.drop_path(self.attn(self.norm1(x), crpe))
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -98,19 +91,15 @@ class Encoder(nn.Module):
 
     def __init__(self, dim: int, mlp_ratio: float, drop_paths: Sequence[float], with_cp: bool):
         super().__init__()
-        self.with_cp = with_cp
         self.cpe = DepthwiseConv(dim, 3)
         self.crpe = ConvRelativePosition(dim)
-        self.blocks = nn.ModuleList(Block(dim, mlp_ratio, rate) for rate in drop_paths)
+        self.blocks = nn.ModuleList(PathBlock(dim, mlp_ratio, rate, with_cp) for rate in drop_paths)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         x = x.permute(0, 2, 3, 1)
         for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, self.cpe, self.crpe, use_reentrant=False)
-            else:
-                x = block(x, self.cpe, self.crpe)
+            x = block(x, self.cpe, self.crpe)
         return x.permute(0, 3, 1, 2)
 
 

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..layers import (
     Linear,
     Mlp,
+    Recomputed,
     RelativeAttention,
     attend,
     init_linear_weights,
@@ -100,7 +100,7 @@ class PoolingAttention(RelativeAttention):
         return norm(x.unflatten(-1, (self.num_heads, -1))).flatten(3)
 
 
-class Block(nn.Module):
+class PoolingBlock(Recomputed):
     """Pre-norm transformer block with pooling attention.
 
     Args:
@@ -123,9 +123,8 @@ class Block(nn.Module):
         stride_q: int = 1,
         **attention,
     ):
-        super().__init__()
+        super().__init__(with_cp)
         self.stride = stride_q
-        self.with_cp = with_cp
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = PoolingAttention(dim, attn_dim, stride_q=stride_q, **attention)
         self.norm2 = nn.LayerNorm(attn_dim, eps=1e-6)
@@ -135,13 +134,8 @@ class Block(nn.Module):
         self.widens_in_attention = dim != attn_dim
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
-        if self.with_cp and x.requires_grad:
-            return checkpoint(self.transform, x, use_reentrant=False)
-        return self.transform(x)
-
     def transform(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H', W', C')."""
         # Where the width changes, the skip connection starts at the normalised input.
         y = self.norm1(x)
         skip = self.skip(y) if self.widens_in_attention else x
@@ -243,7 +237,7 @@ class MViTv2(Backbone):
             attn_dim = 2 * dim if first and dim_mul_in_attention else dim
             doubled = not dim_mul_in_attention and last and stage + 1 < NUM_STAGES
             out_dim = 2 * attn_dim if doubled else attn_dim
-            block = Block(
+            block = PoolingBlock(
                 dim,
                 attn_dim,
                 out_dim,

@@ -15,12 +15,11 @@ Maps are (B, H, W, C) between blocks; with a class token, which has no place on 
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...checkpoints import Converted
-from ..layers import Attention, LayerNorm2d, Mlp, PatchEmbedding, init_linear_weights
+from ..layers import Attention, Block, LayerNorm2d, PatchEmbedding, init_linear_weights
 from .base import Backbone
 
 
@@ -49,8 +48,8 @@ class ResidualConv(nn.Sequential):
         return x + super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block.
+class PlainBlock(Block):
+    """Transformer block over a map, in windows or whole, or over a sequence.
 
     Args:
         dim: Channels.
@@ -72,29 +71,12 @@ class Block(nn.Module):
         with_cp: bool = False,
         **attention,
     ):
-        super().__init__()
-        self.with_cp = with_cp
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, **attention)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+        super().__init__(dim, Attention(dim, num_heads, **attention), mlp_ratio, drop_path, with_cp)
         self.residual = ResidualConv(dim) if residual else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) with plain attention."""
-        return self.run(x)
-
-    def run(self, *args: Tensor) -> Tensor:
-        """Does what :meth:`transform` does, and lets the backward pass do it again if asked to."""
-        if self.with_cp and args[0].requires_grad:
-            return checkpoint(self.transform, *args, use_reentrant=False)
-        return self.transform(*args)
-
     def transform(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return self.residual(x)
+        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) with plain attention."""
+        return self.residual(super().transform(x))
 
 
 @MODELS.register_module()
@@ -253,7 +235,7 @@ class PlainViT(Backbone):
         return PatchEmbedding(self.arch['embed_dims'], patch_size, grid, self.with_cls_token)
 
     def _build_block(self, **kwargs) -> nn.Module:
-        return Block(self.arch['embed_dims'], self.arch['num_heads'], self.arch['mlp_ratio'], **kwargs)
+        return PlainBlock(self.arch['embed_dims'], self.arch['num_heads'], self.arch['mlp_ratio'], **kwargs)
 
     def check_converted(self, converted: Converted) -> None:
         foreign = converted.family == 'plainvit' and converted.source != 'mmvitzoo'

@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers import Linear, Mlp
-from .vit import Block, PlainViT
+from .vit import PlainBlock, PlainViT
 
 # Of a reduction cell: dilations of its convolutions, their kernel, its stride.
 REDUCTIONS = (((1, 2, 3, 4), 7, 4), ((1, 2, 3), 3, 2), ((1, 2), 3, 2))
@@ -29,7 +29,7 @@ CELL_CHANNELS = 64
 GROUP_CHANNELS = 4
 
 
-class NormalCell(Block):
+class NormalCell(PlainBlock):
     """Transformer block with a parallel convolution module (PCM) that reads the block's input.
 
     Args:
@@ -38,7 +38,7 @@ class NormalCell(Block):
         mlp_ratio: Width of the MLP, and of the module's first convolution, over ``dim``.
         pcm_convs: Convolutions of the module, 2 or 3.
         norm_cfg: Norm between the convolutions.
-        **kwargs: See :class:`mmvitzoo.models.backbones.vit.Block`.
+        **kwargs: See :class:`mmvitzoo.models.backbones.vit.PlainBlock`.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, pcm_convs: int, norm_cfg: dict, **kwargs):
@@ -54,7 +54,7 @@ class NormalCell(Block):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         # Not recomputed with the rest: its BatchNorm would count the batch twice.
-        return self.run(x, self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return super().forward(x, self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
     def transform(self, x: Tensor, local: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x))) + self.drop_path(local)

@@ -1,25 +1,30 @@
 """What several families share."""
 
-from .attention import Attention, RelativeAttention, attend
+from .attention import Attention, RelativeAttention, attend, attend_plain
+from .block import Block, Recomputed
 from .depthwise import DepthwiseConv
 from .init import init_linear_weights, init_transformer_weights
 from .linear import Linear, Mlp, linear
 from .norm import LayerNorm2d
 from .patch_embedding import PatchEmbedding
-from .windows import merge_windows, partition_windows
+from .windows import merge_windows, partition_windows, window_mask
 
 __all__ = [
     'Attention',
+    'Block',
     'DepthwiseConv',
     'LayerNorm2d',
     'Linear',
     'Mlp',
     'PatchEmbedding',
+    'Recomputed',
     'RelativeAttention',
     'attend',
+    'attend_plain',
     'init_linear_weights',
     'init_transformer_weights',
     'linear',
     'merge_windows',
     'partition_windows',
+    'window_mask',
 ]

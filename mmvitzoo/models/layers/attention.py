@@ -38,7 +38,7 @@ def attend(
         (B, heads, Hq * Wq, C).
     """
     if table_h is None or table_w is None:
-        return F.scaled_dot_product_attention(q, k, v)
+        return attend_plain(q, k, v)
     # A bias that needs a gradient has no fused kernel, a GPU's memory is better spent otherwise,
     # and a number of slices that depends on the image would be compiled into a program.
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or table_h.requires_grad)
@@ -47,18 +47,42 @@ def attend(
     return attend_biased(q, k, v, table_h, table_w)
 
 
+def attend_plain(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor] = None, scale: Optional[float] = None
+) -> Tensor:
+    """``softmax(q k^T * scale) v`` without a score matrix.
+
+    Args:
+        q: (B, heads, Nq, C).
+        k: (B, heads, N, C).
+        v: (B, heads, N, Cv).
+        mask: (B, 1, 1, N), True where a key is attended to, for each query at least one; None
+            attends to all.
+        scale: Factor of the scores; None is ``C**-0.5``.
+
+    Returns:
+        (B, heads, Nq, Cv).
+    """
+    width, value_width = q.shape[-1], v.shape[-1]
+    scale = width**-0.5 if scale is None else scale
+    # Fused kernels want values as wide as queries and keys.
+    if value_width < width:
+        v = F.pad(v, (0, width - value_width))
+    elif value_width > width:
+        q, k = (F.pad(y, (0, value_width - width)) for y in (q, k))
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :value_width]
+
+
 def attend_extended(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
     """:func:`attend` as one dot product: q continues with its terms, k with its one-hot place."""
-    channels, scale = q.shape[-1], q.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5
     height, width = table_h.shape[1], table_w.shape[1]
     row = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)
     col = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)
     place = torch.cat([row, col], -1).expand(*k.shape[:2], -1, -1)
     rows, cols = relative_scores(q.unflatten(2, (len(table_h), len(table_w))), table_h, table_w)
     q = torch.cat([q, rows.flatten(2, 3) / scale, cols.flatten(2, 3) / scale], -1)
-    # Fused kernels want values as wide as the keys.
-    v = F.pad(v, (0, height + width))
-    return F.scaled_dot_product_attention(q, torch.cat([k, place], -1), v, scale=scale)[..., :channels]
+    return attend_plain(q, torch.cat([k, place], -1), v, scale=scale)
 
 
 def attend_biased(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Maps cut into square windows and joined again."""
 
-from typing import Sequence
+from typing import Optional, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,3 +26,22 @@ def merge_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
     rows, cols = -(-height // window_size), -(-width // window_size)
     x = windows.unflatten(0, (-1, rows, cols)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return x[:, :height, :width]
+
+
+def window_mask(size: Sequence[int], window_size: int, batch: int, device: torch.device) -> Optional[Tensor]:
+    """Which tokens of windows lie on the map, for attention that does not see padding.
+
+    Args:
+        size: (H, W) of the map.
+        window_size: Side of the windows.
+        batch: Maps.
+        device: Where the mask is needed.
+
+    Returns:
+        (B * windows, 1, 1, window_size**2), True on the map; None if there is no padding.
+    """
+    height, width = size
+    if height % window_size == 0 and width % window_size == 0:
+        return None
+    on_map = torch.ones(1, height, width, 1, dtype=torch.bool, device=device)
+    return partition_windows(on_map, window_size).flatten(1)[:, None, None].repeat(batch, 1, 1, 1)

@@ -1,0 +1,6 @@
+_base_ = './mask-rcnn_scalablevit-small_fpn_1x_coco.py'
+
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.3, init_cfg=dict(checkpoint='checkpoints/scalablevit_base.pth')),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

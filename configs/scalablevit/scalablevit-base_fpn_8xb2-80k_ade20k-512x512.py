@@ -1,0 +1,6 @@
+_base_ = './scalablevit-small_fpn_8xb2-80k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.3, init_cfg=dict(checkpoint='checkpoints/scalablevit_base.pth')),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

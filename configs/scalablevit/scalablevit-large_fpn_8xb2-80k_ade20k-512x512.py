@@ -1,0 +1,6 @@
+_base_ = './scalablevit-small_fpn_8xb2-80k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(arch='large', drop_path_rate=0.4, init_cfg=dict(checkpoint='checkpoints/scalablevit_large.pth')),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

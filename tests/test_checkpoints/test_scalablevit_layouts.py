@@ -1,0 +1,53 @@
+"""The layout of ScalableViT, with both forms of its head, and the way back."""
+
+import pytest
+import torch
+from forms import SCALABLE
+from mmengine.registry import MODELS
+
+from mmvitzoo.checkpoints import CheckpointError, convert, export, load_pretrained
+from mmvitzoo.models import ScalableViT
+
+STACKED = ('head.layers.0.fc', 'head.layers.0.norm', 'head.layers.1.fc')
+
+
+def weights(model, heads):
+    names = {f'{head}.{leaf}': torch.randn(3) for head in heads for leaf in ('weight', 'bias')}
+    return {**{f'backbone.{key}': value for key, value in model.state_dict().items()}, **names}
+
+
+@pytest.mark.parametrize('heads', [STACKED, ('head.fc',), ()])
+def test_there_and_back_is_the_identity(heads):
+    ours = weights(ScalableViT(SCALABLE, out_indices=(3,)), heads)
+    theirs = export(ours, 'scalablevit', 'official')
+    if heads == STACKED:
+        assert {'head.0.weight', 'head.1.bias', 'head.3.weight'} <= theirs.keys()
+    elif heads:
+        assert {'head.weight', 'head.bias'} <= theirs.keys()
+    assert {'pos_block.2.proj.0.bias', 'stages.1.1.attn.norm_act.0.weight', 'norm.bias'} <= theirs.keys()
+    converted = convert(theirs)
+    assert converted.source == 'official' and not converted.dropped
+    assert converted.state_dict.keys() == ours.keys()
+    assert all(torch.equal(value, ours[key]) for key, value in converted.state_dict.items())
+
+
+@pytest.mark.parametrize('kwargs', [dict(arch='small'), dict(arch='small', out_indices=(0, 2))])
+def test_ours_tells_how_it_was_built(kwargs):
+    model = ScalableViT(**kwargs)
+    converted = convert(model.state_dict())
+    assert (converted.source, converted.arch) == ('mmvitzoo', 'small')
+    again = MODELS.build(converted.backbone_cfg)
+    again.load_state_dict(converted.backbone, strict=True)
+    assert again.out_indices == model.out_indices
+
+
+def test_classifier_into_a_detector(tmp_path):
+    """Its norm is the last map's; the others are new."""
+    classifier = ScalableViT('small', out_indices=(3,))
+    torch.nn.init.normal_(classifier.norm3.weight)
+    torch.save({'state_dict': export(weights(classifier, STACKED), 'scalablevit', 'official')}, tmp_path / 'a.pth')
+    detector = ScalableViT('small')
+    load_pretrained(detector, str(tmp_path / 'a.pth'))
+    assert torch.equal(detector.norm3.weight, classifier.norm3.weight) and detector.norm0.weight.eq(1).all()
+    with pytest.raises(CheckpointError, match='scalablevit/official has no rule for 1 keys: head.2.weight'):
+        convert({**export(weights(classifier, ()), 'scalablevit', 'official'), 'head.2.weight': torch.zeros(1)})
