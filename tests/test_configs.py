@@ -328,12 +328,15 @@ def test_recipe_of_vitdet(name):
 
 @pytest.mark.parametrize('arch', ['tiny', 'small', 'base', 'large'])
 def test_recipe_of_mvitv2_is_that_of_mmpretrain(arch):
-    """All but the class of the backbone resolves to the same as in its config."""
+    """All but the class of the backbone and the weight decay resolves to the same as in its config."""
     name = f'mvitv2-{arch}_8xb256_in1k.py'
     ours, theirs = Config.fromfile(ROOT / 'configs' / 'mvitv2' / name), from_package(f'mmpretrain::mvit/{name}')
     assert ours.custom_imports == dict(imports=['mmvitzoo']) and ours.model.backbone.type == 'MViTv2'
     ours, theirs = (without_scope(config._cfg_dict) for config in (ours, theirs))
     del ours['custom_imports'], theirs['model']['backbone']['type'], ours['model']['backbone']['type']
+    # The authors' for all; MMPretrain has it for the base variant alone.
+    assert ours['optim_wrapper']['optimizer'].pop('weight_decay') == 0.05
+    assert theirs['optim_wrapper']['optimizer'].pop('weight_decay') == (0.05 if arch == 'base' else 0.3)
     assert ours == theirs
     assert ours['model']['backbone']['drop_path_rate'] == dict(tiny=0.1, small=0.1, base=0.3, large=0.5)[arch]
 

@@ -3,3 +3,4 @@ _base_ = 'mmpretrain::mvit/mvitv2-large_8xb256_in1k.py'
 custom_imports = dict(imports=['mmvitzoo'])
 
 model = dict(backbone=dict(type='MViTv2'))
+optim_wrapper = dict(optimizer=dict(weight_decay=0.05))

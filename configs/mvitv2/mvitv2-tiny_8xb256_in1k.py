@@ -1,5 +1,6 @@
-# MMPretrain's recipe, which follows the paper's, with our backbone.
+# MMPretrain's recipe, but with the authors' weight decay, which it has for the base variant alone.
 _base_ = 'mmpretrain::mvit/mvitv2-tiny_8xb256_in1k.py'
 custom_imports = dict(imports=['mmvitzoo'])
 
 model = dict(backbone=dict(type='MViTv2'))
+optim_wrapper = dict(optimizer=dict(weight_decay=0.05))

@@ -1,4 +1,4 @@
-# The recipe is the repository's default, which is that of MPViT but for the head and drop path.
+# The recipe is the repository's default, which is that of MPViT but for the head, drop path and clipping.
 _base_ = '../mpvit/mpvit-tiny_8xb128_in1k.py'
 
 model = dict(
@@ -11,3 +11,4 @@ model = dict(
         act_cfg=dict(type='GELU'),
     ),
 )
+optim_wrapper = dict(clip_grad=dict(max_norm=5.0))

@@ -5,6 +5,6 @@ _base_ = './mask-rcnn_plainvit-mini_mini-coco.py'
 model = dict(
     backbone=dict(
         pretrain_img_size=(56, 48),
-        init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='checkpoints/plainvit_mini_timm.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/plainvit_mini_timm.pth'),
     ),
 )

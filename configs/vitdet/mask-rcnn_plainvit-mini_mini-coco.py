@@ -15,16 +15,6 @@ model = dict(
         window_size=7,
         global_attn_indexes=(1, 3, 5),
         use_rel_pos=True,
-        # Without pretraining, larger random weights than the published models' learn sooner.
-        rel_pos_std=0.5,
-        init_cfg=dict(
-            type='Kaiming',
-            layer=['Conv2d', 'Linear'],
-            a=5**0.5,
-            distribution='uniform',
-            mode='fan_in',
-            nonlinearity='leaky_relu',
-        ),
     ),
     neck=dict(
         _delete_=True,

@@ -61,6 +61,9 @@ def rename_to(source: str, relative: Optional[str] = None) -> Rename:
         if relative and converted.family == 'plainvit' and any('rel_pos' in key for key in converted.backbone):
             target, parts = relative, ('backbone.stem.', 'backbone.blocks.')
         kept = {key: value for key, value in converted.state_dict.items() if key.startswith(parts)}
+        for stage in range(3):  # norms of earlier maps, which no classifier has
+            for leaf in ('weight', 'bias'):
+                kept.pop(f'backbone.norm{stage}.{leaf}', None)
         for key in converted.state_dict.keys() - kept.keys():
             converted.dropped[key] = f'has no place in the {target} layout'
         return export(kept, converted.family, target), converted

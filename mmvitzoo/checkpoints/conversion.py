@@ -54,9 +54,9 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         The renamed weights and what is known of them, see :class:`Converted`.
 
     Raises:
-        CheckpointError: An unknown family or layout, keys that no rule covers or that a model
-            here cannot do without, weights missing from which the variant is told, or copies of a
-            shared tensor that disagree.
+        CheckpointError: An unknown family or layout, keys that no rule covers or without which the
+            others would mean something else, weights missing from which the variant is told, or
+            copies of a shared tensor that disagree.
     """
     allowed = _layouts(family, source)
     layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)

@@ -9,10 +9,15 @@ from torch import Tensor
 from .detectron2 import FPN, heads, repeat_mask_head
 from .layout import Layout, Refuse, backbone_under
 
-# What the authors, Detectron2 and MMPretrain call alike.
+# What the authors, Detectron2, timm and MMPretrain call alike.
+_ATTENTION = (
+    *(f'attn.{name}.{{leaf}}' for name in ('qkv', 'proj')),
+    *(f'attn.{kind}_{name}.{{leaf}}' for kind in ('pool', 'norm') for name in 'qkv'),
+    *(f'attn.rel_pos_{axis}' for axis in 'hw'),
+)
 _BLOCKS = {
     'blocks.{b}.norm{i}.{leaf}': 'blocks.{b}.norm{i}.{leaf}',
-    'blocks.{b}.attn.{rest}': 'blocks.{b}.attn.{rest}',
+    **{f'blocks.{{b}}.{name}': f'blocks.{{b}}.{name}' for name in _ATTENTION},
     'blocks.{b}.mlp.fc{i}.{leaf}': 'blocks.{b}.mlp.fc{i}.{leaf}',
     'blocks.{b}.proj.{leaf}': 'blocks.{b}.skip.{leaf}',
 }
@@ -28,7 +33,10 @@ TIMM = {
     'patch_embed.proj.{leaf}': 'stem.{leaf}',
     'stages.{s}.blocks.{b}.shortcut_proj_attn.{leaf}': 'stages.{s}.blocks.{b}.attn_skip.{leaf}',
     'stages.{s}.blocks.{b}.shortcut_proj_mlp.{leaf}': 'stages.{s}.blocks.{b}.mlp_skip.{leaf}',
-    'stages.{s}.{rest}': 'stages.{s}.{rest}',
+    **{
+        f'stages.{{s}}.blocks.{{b}}.{name}': f'stages.{{s}}.blocks.{{b}}.{name}'
+        for name in (*_ATTENTION, 'norm{i}.{leaf}', 'mlp.fc{i}.{leaf}')
+    },
     'norm.{leaf}': 'norm3.{leaf}',
 }
 _TOKEN = Refuse(
@@ -114,8 +122,11 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
         before = starts[0] - 1
         if backbone[f'blocks.{before}.norm2.weight'].shape != backbone[f'blocks.{starts[0]}.norm1.weight'].shape:
             cfg['dim_mul_in_attention'] = False
-    # Tables of the first block are those of its window, where it has one; of the last block never.
+    # Tables of the first block are those of its window, where it has one; of the last block never. If
+    # the last block is also the first of its stage, its keys have the stride of the stage before.
     block, stride = (num_layers - 1, 4 * 2 ** len(starts)) if windowed and starts else (0, 4)
+    if block in starts and len(starts) == 3:
+        stride //= 2
     size = tuple(stride * (len(backbone[f'blocks.{block}.attn.rel_pos_{axis}']) + 1) // 2 for axis in 'hw')
     if size != (224, 224) and not (windowed and not starts):
         cfg['img_size'] = size[0] if size[0] == size[1] else size

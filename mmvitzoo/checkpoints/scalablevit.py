@@ -8,13 +8,17 @@ from torch import Tensor
 from .layout import Layout, backbone_under
 
 _BLOCK = 'stages.{s}.{b}'
+_LINEARS = ('qkv', 'q', 'k', 'v', 'kv', 'proj')
 OFFICIAL = {
     'patch_embeds.{s}.proj.{leaf}': 'embeds.{s}.projection.{leaf}',
     'patch_embeds.{s}.norm.{leaf}': 'embeds.{s}.norm.{leaf}',
     'pos_block.{s}.proj.0.{leaf}': 'positions.{s}.{leaf}',
     f'{_BLOCK}.attn.lim_func.{{leaf}}': f'{_BLOCK}.attn.interact.{{leaf}}',
     f'{_BLOCK}.attn.norm_act.0.{{leaf}}': f'{_BLOCK}.attn.norm.{{leaf}}',
-    f'{_BLOCK}.{{rest}}': f'{_BLOCK}.{{rest}}',
+    **{f'{_BLOCK}.attn.{name}.{{leaf}}': f'{_BLOCK}.attn.{name}.{{leaf}}' for name in _LINEARS},
+    f'{_BLOCK}.attn.reduction.{{i}}.{{leaf}}': f'{_BLOCK}.attn.reduction.{{i}}.{{leaf}}',
+    f'{_BLOCK}.norm{{i}}.{{leaf}}': f'{_BLOCK}.norm{{i}}.{{leaf}}',
+    f'{_BLOCK}.mlp.fc{{i}}.{{leaf}}': f'{_BLOCK}.mlp.fc{{i}}.{{leaf}}',
     'norm.{leaf}': 'norm3.{leaf}',
 }
 # The authors' head of several layers, in the names of MMPretrain's StackedLinearClsHead, or of one.
@@ -29,8 +33,9 @@ HEAD = {
 def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
     """Config of the ScalableViT whose weights these are, in our names.
 
-    Shapes do not tell how many heads a variant has that is not published: they are those of the
-    published ones, of 32 channels.
+    Shapes do not tell the windows, which are of 7 tokens, and of a variant that is not published
+    neither the heads, which have 32 channels or a little more, nor the channel ratio of a map that is
+    not reduced, which is 1.
     """
     zoo = MODELS.get('ScalableViT').arch_zoo
     arch: Dict[str, tuple] = dict.fromkeys(next(iter(zoo.values())), ())
@@ -42,11 +47,12 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
             blocks += 1
         arch['embed_dims'] += (dim,)
         arch['num_layers'] += (blocks,)
-        arch['num_heads'] += (dim // 32,)
         kernel = backbone.get(f'stages.{stage}.1.attn.reduction.0.weight')
         arch['spatial_ratios'] += (1 if kernel is None else kernel.shape[-1],)
         width = len(backbone[f'stages.{stage}.1.attn.q.weight']) if kernel is not None else dim
         arch['channel_ratios'] += (width / dim,)
+        heads = range(max(dim // 32, 1), 0, -1)
+        arch['num_heads'] += (next(n for n in heads if dim % n == width % n == 0),)
         stage += 1
     # A backbone that returns only early maps has no later stages.
     variants = {name: {key: values[:stage] for key, values in variant.items()} for name, variant in zoo.items()}

@@ -12,10 +12,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.checkpoints import CheckpointError, convert, export, load, load_pretrained, save
+from mmvitzoo.checkpoints.command import rename_to
 from mmvitzoo.models import MViTv2
 
 ROOT = Path(__file__).parents[2]
-BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
+BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 mvitv2 = partial(MViTv2, MVITV2)
 
 
@@ -67,11 +68,10 @@ def test_pickle_of_detectron2(tmp_path):
     names = {'stem.': 'patch_embed.proj.', '.skip.': '.proj.', **{f'norm{i}.': f'scale{i + 2}_norm.' for i in range(4)}}
     theirs = {}
     for key, value in model.state_dict().items():
-        part = key if key.startswith('blocks') else key
         for ours, name in names.items():
-            if not (part.startswith('blocks') and ours.startswith('norm')):
-                part = part.replace(ours, name)
-        theirs[prefix + part] = value.numpy()
+            if not (key.startswith('blocks') and ours.startswith('norm')):
+                key = key.replace(ours, name)
+        theirs[prefix + key] = value.numpy()
     (tmp_path / 'model.pkl').write_bytes(pickle.dumps(dict(model=theirs, __author__='x')))
     again = mvitv2(out_indices=(0, 1, 2, 3), window_attention=True)
     load_pretrained(again, str(tmp_path / 'model.pkl'))
@@ -110,8 +110,11 @@ def test_there_and_back_is_the_identity(source, in_attention):
 )
 def test_ours_tells_how_it_was_built(kwargs):
     model = MViTv2(**{'arch': MVITV2, **kwargs})
+    model.init_weights()
     converted = convert(model.state_dict())
     assert converted.source == 'mmvitzoo'
+    if kwargs.get('out_indices') != (0,):  # one stage has the tables of its windows alone
+        assert converted.backbone_cfg.get('img_size', 224) == kwargs.get('img_size', 224)
     again = MODELS.build(converted.backbone_cfg).eval()
     again.load_state_dict(converted.backbone, strict=True)
     x = torch.randn(1, 3, 80, 112)
@@ -136,6 +139,43 @@ def test_classifier_into_a_detector(tmp_path):
     for key, value in classifier.state_dict().items():
         assert torch.equal(detector.state_dict()[key], value), key
     assert detector.norm0.weight.eq(1).all()
+
+
+def test_detector_starts_from_a_detector_with_fewer_maps(tmp_path):
+    """A RetinaNet's backbone has no norm for the first map."""
+    torch.save(mvitv2(out_indices=(1, 2, 3), window_attention=True).state_dict(), tmp_path / 'retinanet.pth')
+    detector = mvitv2(out_indices=(0, 1, 2, 3), window_attention=True)
+    load_pretrained(detector, str(tmp_path / 'retinanet.pth'))
+    broken = detector.state_dict()
+    del broken['norm1.bias']
+    torch.save(broken, tmp_path / 'broken.pth')
+    with pytest.raises(CheckpointError, match='lacks 1 weights of MViTv2: norm1.bias'):
+        load_pretrained(detector, str(tmp_path / 'broken.pth'))
+
+
+def test_the_other_place_of_doubling_is_named(tmp_path):
+    """Large's classifier and its detector."""
+    torch.save(mvitv2(dim_mul_in_attention=False).state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='dim_mul_in_attention=False, the model has dim_mul_in_attention=True'):
+        load_pretrained(mvitv2(), str(tmp_path / 'a.pth'))
+
+
+@pytest.mark.parametrize('source', ['timm', 'mmpretrain'])
+def test_detector_to_a_classifier(source):
+    """Norms of maps that a classifier does not have stay behind, with the heads."""
+    model = mvitv2(out_indices=(0, 1, 2, 3), window_attention=True)
+    renamed, converted = rename_to(source)(whole(model, **{'rpn_head.rpn_cls.bias': torch.zeros(3)}))
+    assert set(converted.dropped) == {
+        'rpn_head.rpn_cls.bias',
+        *(f'backbone.norm{stage}.{leaf}' for stage in range(3) for leaf in ('weight', 'bias')),
+    }
+    assert convert(renamed).source == source
+
+
+@pytest.mark.parametrize('key', ['blocks.0.attn.gamma', 'blocks.0.gamma_1'])
+def test_weights_that_no_rule_covers(key):
+    with pytest.raises(CheckpointError, match=f'mvitv2/official has no rule for 1 keys: {key}'):
+        convert({**export(whole(mvitv2()), 'mvitv2', 'official'), key: torch.zeros(1)})
 
 
 def test_class_token_is_refused_and_can_be_left_out_knowingly(tmp_path):

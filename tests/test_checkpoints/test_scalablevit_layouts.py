@@ -29,6 +29,7 @@ def test_there_and_back_is_the_identity(heads):
     assert converted.source == 'official' and not converted.dropped
     assert converted.state_dict.keys() == ours.keys()
     assert all(torch.equal(value, ours[key]) for key, value in converted.state_dict.items())
+    MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
 
 
 @pytest.mark.parametrize('kwargs', [dict(arch='small'), dict(arch='small', out_indices=(0, 2))])

@@ -8,11 +8,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mmvitzoo.models.layers import (
     Attention,
     Linear,
+    Mlp,
     PatchEmbedding,
     attend,
+    attend_plain,
     attention,
     merge_windows,
     partition_windows,
+    split_linear,
+    window_mask,
 )
 from mmvitzoo.models.layers.attention import attend_biased, attend_extended, relative_table
 
@@ -178,3 +182,51 @@ def test_linear_without_gradient_equals_linear_with(dtype, bias):
         layer.weight.requires_grad_(True)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16 or dtype == torch.float64
+
+
+def test_adapters_are_called():
+    """What stands in for a linear, such as LoRA's, keeps its place before the GELU and before the parts."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x) + 1
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    mlp = Mlp(8, 16)
+    with torch.no_grad():
+        hidden = F.linear(x, mlp.fc1.weight, mlp.fc1.bias)
+        torch.testing.assert_close(mlp(x), mlp.fc2(F.gelu(hidden)))
+        mlp.fc1 = Adapter(mlp.fc1)
+        torch.testing.assert_close(mlp(x), mlp.fc2(F.gelu(hidden + 1)))
+        layer = Linear(8, 12)
+        parts = split_linear(layer, x, 3)
+        for part, expected in zip(parts, layer(x).chunk(3, -1)):
+            torch.testing.assert_close(part, expected)
+            assert part.is_contiguous()
+        for part, changed in zip(parts, split_linear(Adapter(layer), x, 3)):
+            torch.testing.assert_close(changed, part + 1)
+
+
+def test_plain_attention_of_any_width_and_mask():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, 2, 5, 6, dtype=torch.float64)
+    for width in (4, 6, 9):
+        v = torch.randn(2, 2, 5, width, dtype=torch.float64)
+        mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)[:, None, None]
+        scores = (q @ k.transpose(-1, -2) * 0.3).masked_fill(~mask, -torch.inf).softmax(-1)
+        torch.testing.assert_close(attend_plain(q, k, v, mask, scale=0.3), scores @ v)
+        torch.testing.assert_close(attend_plain(q, k, v), (q @ k.transpose(-1, -2) * 6**-0.5).softmax(-1) @ v)
+
+
+def test_window_mask_is_true_on_the_map():
+    assert window_mask((14, 7), 7, 2, 'cpu') is None
+    mask = window_mask((3, 5), 4, 2, 'cpu')
+    assert mask.shape == (4, 1, 1, 16)
+    left, right = mask[:2, 0, 0].view(2, 4, 4)
+    assert left.sum() == 12 and left[:3].all() and right.sum() == 3 and right[:3, 0].all()
+    assert torch.equal(mask[:2], mask[2:])

@@ -136,6 +136,9 @@ def test_mmpretrain(prefix):
     with torch.no_grad():
         for a, b in zip(model(x), peer(x)):
             assert_equal(a, b)
+    again = export(converted.state_dict, 'plainvit', 'mmpretrain')
+    assert again.keys() == {f'backbone.{key}' for key in peer.state_dict()}
+    assert all(torch.equal(value, again[f'backbone.{key}']) for key, value in peer.state_dict().items())
     # What MMPretrain users have asked for: its weights in timm.
     timm_model = timm.create_model('vit_tiny_patch16_224', img_size=(96, 128), num_classes=0).eval()
     timm_model.load_state_dict(export(converted.state_dict, 'plainvit', 'timm'), strict=True)

@@ -20,6 +20,7 @@ from mmengine.registry import MODELS
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from ...checkpoints import Converted
 from ..layers import (
     Linear,
     Mlp,
@@ -27,9 +28,9 @@ from ..layers import (
     RelativeAttention,
     attend,
     init_linear_weights,
-    linear,
     merge_windows,
     partition_windows,
+    split_linear,
 )
 from .base import Backbone
 
@@ -77,7 +78,7 @@ class PoolingAttention(RelativeAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C'), H' and W' are H and W divided by ``stride_q``, rounded up."""
-        q, k, v = (self.pooled(x, name) for name in 'qkv')
+        q, k, v = (self.pooled(y, name) for y, name in zip(split_linear(self.qkv, x, 3), 'qkv'))
         size = q.shape[1:3]
         if self.window_size:
             strides = (self.pool_q.stride[0], self.pool_k.stride[0], self.pool_v.stride[0])
@@ -91,11 +92,10 @@ class PoolingAttention(RelativeAttention):
         return self.proj(x)
 
     def pooled(self, x: Tensor, name: str) -> Tensor:
-        """Queries, keys or values, by the letter: (B, H', W', C')."""
-        weight, bias = (parameter.chunk(3)['qkv'.index(name)] for parameter in self.qkv.parameters())
-        x = linear(x, weight, bias).permute(0, 3, 1, 2)
+        """(B, H, W, C) -> (B, H', W', C), as queries, keys or values, by the letter."""
         conv, norm = getattr(self, f'pool_{name}'), getattr(self, f'norm_{name}')
         kernels = conv.weight.repeat(self.num_heads, 1, 1, 1)
+        x = x.permute(0, 3, 1, 2)
         x = F.conv2d(x, kernels, stride=conv.stride, padding=1, groups=len(kernels)).permute(0, 2, 3, 1)
         return norm(x.unflatten(-1, (self.num_heads, -1))).flatten(3)
 
@@ -198,7 +198,7 @@ class MViTv2(Backbone):
     }
 
     # A classifier has no norm but the last.
-    may_lack = (r'norm[012]\.(weight|bias)',)
+    may_lack = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
     init_module = staticmethod(init_linear_weights)
 
     def __init__(
@@ -219,6 +219,7 @@ class MViTv2(Backbone):
         if len(size) != 2 or not all(isinstance(side, int) and side >= 32 for side in size):
             raise ValueError(f'MViTv2: img_size is a number of pixels, at least 32, or (H, W), got {img_size!r}')
         dim, num_heads, num_layers = (self.arch[key] for key in ('embed_dims', 'num_heads', 'num_layers'))
+        self.dim_mul_in_attention = dim_mul_in_attention
         # Block at which each stage starts, and the number of blocks.
         self.starts = (0, *self.arch['downscale_indices'], num_layers)
         self.stem = nn.Conv2d(3, dim, 7, stride=4, padding=3)
@@ -278,6 +279,14 @@ class MViTv2(Backbone):
         ):
             raise ValueError(
                 f'MViTv2: downscale_indices are three rising blocks from 1 to {num_layers - 1}, got {starts!r}'
+            )
+
+    def check_converted(self, converted: Converted) -> None:
+        theirs = converted.backbone_cfg.get('dim_mul_in_attention', True)
+        if converted.family == 'mvitv2' and theirs != self.dim_mul_in_attention:
+            raise ValueError(
+                f'the checkpoint is of a model with dim_mul_in_attention={theirs}, '
+                f'the model has dim_mul_in_attention={self.dim_mul_in_attention}'
             )
 
     def init_weights(self) -> None:

@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import Block, DepthwiseConv, Linear, attend_plain, linear, merge_windows, partition_windows, window_mask
+from ..layers import (
+    Block,
+    DepthwiseConv,
+    Linear,
+    attend_plain,
+    merge_windows,
+    partition_windows,
+    split_linear,
+    window_mask,
+)
 from .base import Backbone
 
 NUM_STAGES = 4
@@ -45,7 +54,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         size = x.shape[1:3]
-        q, k, v = (linear(x, *parameters) for parameters in zip(*(p.chunk(3) for p in self.qkv.parameters())))
+        q, k, v = split_linear(self.qkv, x, 3)
         local = self.interact(v)
         q, k, v = (partition_windows(y, self.window_size) for y in (q, k, v))
         tokens = (y.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
@@ -62,7 +71,8 @@ class ScalableAttention(nn.Module):
         num_heads: Heads.
         spatial_ratio: Stride of the convolution that reduces the map of keys and values; 1 does not
             reduce it. Maps that it does not divide are padded with zeros for the convolution.
-        channel_ratio: Channels of queries and keys over ``dim``; only used in a reduced map.
+        channel_ratio: Channels of queries and keys over ``dim`` in a reduced map; in any map it is
+            in the scale of the scores.
     """
 
     def __init__(self, dim: int, num_heads: int, spatial_ratio: int, channel_ratio: float):
@@ -175,7 +185,7 @@ class ScalableViT(Backbone):
     }
 
     # A classifier has no norm but the last.
-    may_lack = (r'norm[012]\.(weight|bias)',)
+    may_lack = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
 
     def __init__(
         self,

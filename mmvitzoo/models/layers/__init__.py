@@ -4,7 +4,7 @@ from .attention import Attention, RelativeAttention, attend, attend_plain
 from .block import Block, Recomputed
 from .depthwise import DepthwiseConv
 from .init import init_linear_weights, init_transformer_weights
-from .linear import Linear, Mlp, linear
+from .linear import Linear, Mlp, split_linear
 from .norm import LayerNorm2d
 from .patch_embedding import PatchEmbedding
 from .windows import merge_windows, partition_windows, window_mask
@@ -23,8 +23,8 @@ __all__ = [
     'attend_plain',
     'init_linear_weights',
     'init_transformer_weights',
-    'linear',
     'merge_windows',
     'partition_windows',
+    'split_linear',
     'window_mask',
 ]

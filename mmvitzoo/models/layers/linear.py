@@ -1,7 +1,7 @@
 """Linear layers that use the faster of PyTorch's two matrix libraries where it has no way to ask for it."""
 
 import platform
-from typing import Optional
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -39,25 +39,24 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], gelu: bool = False
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by :func:`linear`.
-
-    Args:
-        in_features: Channels of the input.
-        out_features: Channels of the output.
-        bias: Add one.
-        gelu: Apply an exact GELU to the output.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, gelu: bool = False):
-        super().__init__(in_features, out_features, bias)
-        self.gelu = gelu
+    """``nn.Linear`` by :func:`linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return linear(x, self.weight, self.bias, self.gelu)
+        return linear(x, self.weight, self.bias)
 
 
-class Mlp(nn.Sequential):
+def split_linear(layer: nn.Module, x: Tensor, parts: int) -> List[Tensor]:
+    """``layer(x).chunk(parts, -1)``, but each part lies in memory for itself.
+
+    What stands in for a :class:`Linear`, such as an adapter, is called as it is.
+    """
+    if type(layer) is not Linear:
+        return list(layer(x).chunk(parts, -1))
+    return [linear(x, *parameters) for parameters in zip(layer.weight.chunk(parts), layer.bias.chunk(parts))]
+
+
+class Mlp(nn.Module):
     """Two linears with an exact GELU between them.
 
     Args:
@@ -68,5 +67,12 @@ class Mlp(nn.Sequential):
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: Optional[int] = None):
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim, gelu=True)
+        self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, out_dim or dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., out_dim)."""
+        # An adapter, or whatever stands in for the first layer, is called as it is.
+        fused = type(self.fc1) is Linear
+        x = linear(x, self.fc1.weight, self.fc1.bias, gelu=True) if fused else F.gelu(self.fc1(x))
+        return self.fc2(x)
