@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .linear import Linear, is_compiling
+from .linear import Linear, is_compiling, split_linear
 from .windows import merge_windows, partition_windows
 
 # Elements of a relative position bias that exist at one time: few enough to stay near the processor.
@@ -92,17 +92,21 @@ def attend_biased(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Ten
     places = q.unflatten(2, (len(table_h), len(table_w)))
     out = torch.empty_like(places)
     images = max(BIAS_ELEMENTS // (queries * keys), 1)
-    rows_of_queries = max(BIAS_ELEMENTS // (len(table_w) * keys), 1)
+    lines = max(BIAS_ELEMENTS // (len(table_w) * keys), 1)
+    bias = q.new_empty(0)
     for i in range(0, batch, images):
         for head in range(heads):
             at = (slice(i, i + images), slice(head, head + 1))
-            for start in range(0, len(table_h), rows_of_queries):
-                lines = slice(start, start + rows_of_queries)
-                part = places[(*at, lines)]
-                rows, cols = relative_scores(part, table_h[lines], table_w)
-                bias = (rows[..., None] + cols[..., None, :]).flatten(-2).flatten(2, 3)
-                result = F.scaled_dot_product_attention(part.flatten(2, 3), k[at], v[at], attn_mask=bias)
-                out[(*at, lines)] = result.view(part.shape)
+            for start in range(0, len(table_h), lines):
+                some = slice(start, start + lines)
+                part = places[(*at, some)]
+                rows, cols = relative_scores(part, table_h[some], table_w)
+                if bias.shape[:-1] != rows.shape:  # else the memory of the part before
+                    bias = rows.new_empty(*rows.shape, cols.shape[-1])
+                torch.add(rows[..., None], cols[..., None, :], out=bias)
+                mask = bias.flatten(-2).flatten(2, 3)
+                result = F.scaled_dot_product_attention(part.flatten(2, 3), k[at], v[at], attn_mask=mask)
+                out[(*at, some)] = result.view(part.shape)
     return out.flatten(2, 3)
 
 
@@ -208,8 +212,10 @@ class Attention(RelativeAttention):
         size = x.shape[1:-1]
         if self.window_size:
             x = partition_windows(x, self.window_size)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, ..., 3, heads, C)
-        q, k, v = qkv.flatten(1, -4).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            y.flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, C)
+            for y in split_linear(self.qkv, x, 3)
+        )
         tables = (self.rel_pos_scale * table for table in self.tables(x.shape[1:3], x.shape[1:3]))
         x = attend(q, k, v, *tables).transpose(1, 2).reshape(x.shape)
         if self.window_size:

@@ -12,9 +12,26 @@ if hasattr(torch.compiler, 'is_compiling'):
 else:  # before torch 2.3
     from torch._dynamo import is_compiling
 
+# Elements between the linears of an MLP that exist at one time in inference: few enough that the
+# memory of one part serves the next, instead of new pages of the system's.
+HIDDEN_ELEMENTS = 2**22
+
 # The choice is made for x86 alone, where it was measured.
 _ONEDNN = platform.machine() in ('x86_64', 'AMD64') and torch.backends.mkldnn.is_available()
 _ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
+
+def runs_in_onednn(x: Tensor, *parameters: Optional[Tensor]) -> bool:
+    """Whether :func:`linear` takes oneDNN for an input: float32 inference on a CPU."""
+    return (
+        _ONEDNN
+        and not is_compiling()
+        and not torch.jit.is_tracing()
+        and not (torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, *parameters)))
+        and x.device.type == 'cpu'
+        and x.dtype == parameters[0].dtype == torch.float32
+        and not torch.is_autocast_cpu_enabled()
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], gelu: bool = False) -> Tensor:
@@ -24,18 +41,10 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], gelu: bool = False
     processor (``tools/analysis_tools/benchmark.py``). oneDNN applies the GELU while results are
     still near the processor. The operator has no derivative.
     """
-    if (
-        not _ONEDNN
-        or is_compiling()
-        or torch.jit.is_tracing()
-        or (torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, weight, bias)))
-        or x.device.type != 'cpu'
-        or not x.dtype == weight.dtype == torch.float32
-        or torch.is_autocast_cpu_enabled()
-    ):
-        x = F.linear(x, weight, bias)
-        return F.gelu(x) if gelu else x
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
+    if runs_in_onednn(x, weight, bias):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
+    x = F.linear(x, weight, bias)
+    return F.gelu(x) if gelu else x
 
 
 class Linear(nn.Linear):
@@ -72,7 +81,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., out_dim)."""
-        # An adapter, or whatever stands in for the first layer, is called as it is.
-        fused = type(self.fc1) is Linear
-        x = linear(x, self.fc1.weight, self.fc1.bias, gelu=True) if fused else F.gelu(self.fc1(x))
-        return self.fc2(x)
+        fc1, fc2 = self.fc1, self.fc2
+        # An adapter, or whatever stands in for a layer, is called as it is.
+        if not type(fc1) is type(fc2) is Linear or not runs_in_onednn(x, *self.parameters()):
+            return fc2(F.gelu(fc1(x)))
+        tokens = x.flatten(0, -2)
+        parts = -(-len(tokens) * fc1.out_features // HIDDEN_ELEMENTS)
+        out = [fc2(linear(part, fc1.weight, fc1.bias, gelu=True)) for part in tokens.chunk(parts)]
+        return (out[0] if parts == 1 else torch.cat(out)).unflatten(0, x.shape[:-1])
