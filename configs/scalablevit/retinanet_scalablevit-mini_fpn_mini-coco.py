@@ -2,7 +2,7 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/mini_coco_instance.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/mini_det_runtime.py',
 ]
 custom_imports = dict(imports=['mmvitzoo'])
 
@@ -33,17 +33,8 @@ val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator
 
 max_epochs = 8
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05),
-    clip_grad=dict(max_norm=5),
-)
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=1))
-randomness = dict(seed=0)

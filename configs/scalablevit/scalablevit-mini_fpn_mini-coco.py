@@ -2,7 +2,7 @@
 _base_ = [
     'mmseg::_base_/models/fpn_r50.py',
     '../_base_/datasets/mini_coco_semantic.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/mini_seg_runtime.py',
 ]
 custom_imports = dict(imports=['mmvitzoo'])
 
@@ -32,25 +32,4 @@ model = dict(
     ),
 )
 
-max_iters = 2800
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1400)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05),
-    clip_grad=dict(max_norm=5),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False),
-]
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=100, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=max_iters),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
-randomness = dict(seed=0)
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
