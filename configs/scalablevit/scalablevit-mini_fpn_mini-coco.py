@@ -19,6 +19,15 @@ model = dict(
             spatial_ratios=(8, 4, 2, 1),
             channel_ratios=(1, 1, 1, 1),
         ),
+        # Without pretraining, smaller random convolutions than the authors' learn faster.
+        init_cfg=dict(
+            type='Kaiming',
+            layer=['Conv2d', 'Linear'],
+            a=5**0.5,
+            distribution='uniform',
+            mode='fan_in',
+            nonlinearity='leaky_relu',
+        ),
     ),
     neck=dict(in_channels=[32, 64, 128, 192], out_channels=96),
     decode_head=dict(
@@ -32,4 +41,10 @@ model = dict(
     ),
 )
 
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+max_iters = 4800
+train_cfg = dict(max_iters=max_iters, val_interval=2400)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False),
+]
+default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -1,5 +1,5 @@
-"""Starting the toolboxes' own training and test scripts."""
+"""Reading configs, and starting the toolboxes' own training and test scripts."""
 
-from .launch import run_toolbox_script
+from .launch import read_config, run_toolbox_script
 
-__all__ = ['run_toolbox_script']
+__all__ = ['read_config', 'run_toolbox_script']

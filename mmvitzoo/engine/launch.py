@@ -30,24 +30,37 @@ def run_toolbox_script(name: str) -> None:
     Raises:
         SystemExit: No config is given, or its ``default_scope`` is none of the three toolboxes.
     """
-    # MMEngine looks for a distribution of the module's name, which onedl's is not.
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
     path = next((arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))), None)
     if path is None:
         print(f'usage: {name}.py CONFIG [arguments of the toolbox that it is for; CONFIG -h lists them]')
         sys.exit('-h' not in sys.argv and '--help' not in sys.argv)
+    config = read_config(path)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
+        # Before the user's own options, of which the last counts.
+        place = sys.argv.index('--cfg-options') if '--cfg-options' in sys.argv else len(sys.argv)
+        sys.argv[place:place] = _distribute_on_cpu(config)
+    sys.argv[0] = str(_script(config.default_scope, name))
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def read_config(path: str) -> Config:
+    """Reads the config of a model of the three toolboxes.
+
+    Args:
+        path: A file, whose bases may be of any toolbox on both stacks.
+
+    Raises:
+        SystemExit: There is no such file, or its ``default_scope`` is none of the three toolboxes.
+    """
+    # MMEngine looks for a distribution of the module's name, which onedl's is not.
+    MODULE2PACKAGE['mmseg'] = 'mmseg'
     if not os.path.isfile(path):
         sys.exit(f'{path}: no such config')
     config = Config.fromfile(path)
     scope = config.get('default_scope')
     if scope not in TOOLBOXES:
         sys.exit(f'{path}: default_scope is one of {", ".join(TOOLBOXES)}, got {scope!r}')
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
-        # Before the user's own options, of which the last counts.
-        place = sys.argv.index('--cfg-options') if '--cfg-options' in sys.argv else len(sys.argv)
-        sys.argv[place:place] = _distribute_on_cpu(config)
-    sys.argv[0] = str(_script(scope, name))
-    runpy.run_path(sys.argv[0], run_name='__main__')
+    return config
 
 
 def _script(toolbox: str, name: str) -> Path:

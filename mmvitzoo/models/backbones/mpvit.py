@@ -21,7 +21,7 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import Block, DepthwiseConv, Linear
+from ..layers import Block, DepthwiseConv, Linear, without_autocast
 from .base import Backbone
 
 # Of 8 heads, 2 see relative positions through kernels of 3 x 3, 3 through 5 x 5, 3 through 7 x 7.
@@ -65,7 +65,7 @@ class FactorizedAttention(nn.Module):
         """(B, H, W, C) -> (B, H, W, C); ``crpe`` belongs to the encoder, its blocks share it."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         # Over many tokens the softmax is smaller than what half precision can hold.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             k = k.flatten(1, 2).float().softmax(dim=1)
             k = rearrange(k, 'b n (heads c) -> b heads c n', heads=NUM_HEADS)
             context = self.scale * (k @ rearrange(v.float(), 'b h w (heads c) -> b heads (h w) c', heads=NUM_HEADS))

@@ -316,7 +316,7 @@ class MViTv2(Backbone):
             and W' are H and W divided by 4, 8, 16 or 32, rounded up.
         """
         self.check_input(x)
-        x = self.stem(x).permute(0, 2, 3, 1)
+        x = self.stem(x).permute(0, 2, 3, 1).contiguous()
         outs = []
         for i, block in enumerate(self.blocks):
             x = block(x)

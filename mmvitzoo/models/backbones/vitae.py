@@ -18,7 +18,7 @@ from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import Linear, Mlp
+from ..layers import Linear, Mlp, without_autocast
 from .vit import PlainBlock, PlainViT
 
 # Of a reduction cell: dilations of its convolutions, their kernel, its stride.
@@ -81,7 +81,7 @@ class KernelAttention(nn.Module):
         """(B, N, C) -> (B, N, C'); the values pass beside the attention."""
         k, q, v = self.kqv(self.norm(x)).chunk(3, -1)
         # Exponentials of squares leave the range of half precision.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             k, q = self._features(k.float()), self._features(q.float())
             context = k.transpose(1, 2) @ v.float()  # (B, features, C')
             total = q @ k.sum(1)[..., None]  # (B, N, 1)

@@ -7,6 +7,7 @@ from .init import init_linear_weights, init_transformer_weights
 from .linear import Linear, Mlp, split_linear
 from .norm import LayerNorm2d
 from .patch_embedding import PatchEmbedding
+from .precision import without_autocast
 from .windows import merge_windows, partition_windows, window_mask
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     'partition_windows',
     'split_linear',
     'window_mask',
+    'without_autocast',
 ]

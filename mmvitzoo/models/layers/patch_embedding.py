@@ -42,7 +42,8 @@ class PatchEmbedding(nn.Module):
         height, width = x.shape[2:]
         if height % patch or width % patch:
             x = F.pad(x, (0, -width % patch, 0, -height % patch))
-        x = self.projection(x).permute(0, 2, 3, 1)
+        # Sums take the order of their first term in memory: here it is settled for every block.
+        x = self.projection(x).permute(0, 2, 3, 1).contiguous()
         return x + resize_positions(self.pos_embed[:, self.num_extra :], self.grid, x.shape[1:3])
 
     def with_token(self, x: Tensor) -> Tensor:

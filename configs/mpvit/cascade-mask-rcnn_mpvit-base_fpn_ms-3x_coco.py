@@ -1,0 +1,10 @@
+_base_ = './cascade-mask-rcnn_mpvit-small_fpn_ms-3x_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='base',
+        drop_path_rate=0.5,
+        init_cfg=dict(checkpoint='checkpoints/mpvit_base.pth'),
+    ),
+    neck=dict(in_channels=[224, 368, 480, 480]),
+)

@@ -1,0 +1,16 @@
+_base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
+custom_imports = dict(imports=['mmvitzoo'])
+
+# The recipe is the authors', but for the drop path rate: theirs for the other detectors.
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MPViT',
+        arch='small',
+        out_indices=(1, 2, 3),
+        drop_path_rate=0.2,
+        norm_cfg=dict(type='SyncBN'),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mpvit_small.pth'),
+    ),
+    neck=dict(in_channels=[216, 288, 288]),
+)

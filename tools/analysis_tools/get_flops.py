@@ -1,0 +1,180 @@
+"""Counts parameters, operations and activations of a config's model: get_flops.py CONFIG [--shape H W].
+
+Only shapes are computed, so that the largest models take seconds and no memory. A FLOP is one
+multiplication with its addition, as tables of vision models count. Two conventions:
+
+- all operations: every matrix product and convolution, those within attention included, five per
+  element of a LayerNorm or GroupNorm, two of a BatchNorm, four of a bilinear interpolation, one of
+  a nearest one or of an adaptive pooling. So count fvcore and MMEngine, which know no fused attention.
+- modules only: without products within attention, as MMDetection 2.x and MMSegmentation 0.x printed.
+
+Detectors with regions of interest count 1000 boxes and 100 masks, as MMDetection 2.x did.
+"""
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from mmvitzoo.engine import read_config
+
+aten = torch.ops.aten
+# Operations for each element of the result.
+ELEMENTWISE = {
+    aten.native_layer_norm: 5,
+    aten.native_group_norm: 5,
+    aten.native_batch_norm: 2,
+    aten._native_batch_norm_legit_no_training: 2,
+    aten.upsample_bilinear2d: 4,
+    aten.upsample_nearest2d: 1,
+    aten.grid_sampler_2d: 4,
+}
+# Products of two activations; products with weights are matrix products without a batch.
+WITHIN_ATTENTION = (aten.bmm, aten.baddbmm)
+BOXES, MASKS = 1000, 100
+
+
+@dataclass
+class Cost:
+    """What a model costs for one image.
+
+    Attributes:
+        shape: (H, W) of the image.
+        params: Parameters.
+        flops: Operations, all.
+        module_flops: Operations of modules only.
+        activations: Elements of the results of convolutions and matrix products.
+    """
+
+    shape: Tuple[int, int]
+    params: int
+    flops: int
+    module_flops: int
+    activations: int
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations under it, by kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops: Counter = Counter()
+        self.activations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        kind = func.overloadpacket
+        if kind in flop_registry:
+            # PyTorch counts multiplications and additions apart.
+            self.flops[kind] += flop_registry[kind](*args, **kwargs, out_val=out) // 2
+            self.activations += out.numel()
+        elif kind in ELEMENTWISE:
+            result = out if isinstance(out, Tensor) else out[0]
+            self.flops[kind] += ELEMENTWISE[kind] * result.numel()
+        elif kind is aten._adaptive_avg_pool2d or (kind is aten.mean and args[0].dim() == 4):
+            self.flops[kind] += args[0].numel()
+        return out
+
+
+def measure(config: Config, shape: Optional[Sequence[int]] = None) -> Cost:
+    """Counts the model of a config.
+
+    Args:
+        config: Of MMDetection, MMSegmentation or MMPretrain.
+        shape: (H, W) of the image; None is that of published tables, see :func:`default_shape`.
+
+    Raises:
+        NotImplementedError: MMDetection knows such detectors, this function does not.
+    """
+    init_default_scope(config.default_scope)
+    shape = tuple(shape or default_shape(config))
+    with torch.device('meta'):
+        model = MODELS.build(config.model).eval()
+        x = torch.empty(1, 3, *shape)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation, of which nothing is known
+    try:
+        with torch.no_grad(), Counting() as counting:
+            forward(model, x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    modules = sum(n for kind, n in counting.flops.items() if kind not in WITHIN_ATTENTION)
+    return Cost(shape, params, sum(counting.flops.values()), modules, counting.activations)
+
+
+def default_shape(config: Config) -> Tuple[int, int]:
+    """(H, W) for which published tables count models of this kind."""
+    if config.default_scope == 'mmpretrain':
+        return 224, 224
+    if config.default_scope == 'mmseg':
+        return 512, 2048
+    augments = config.model.data_preprocessor.get('batch_augments') or []
+    return next((tuple(x['size']) for x in augments if x['type'] == 'BatchFixedSizePad'), (800, 1280))
+
+
+def forward(model: nn.Module, x: Tensor) -> None:
+    """All that has a cost, without the choice among predictions, which depends on the image."""
+    if hasattr(model, 'decode_head'):
+        model(x)
+        return
+    features = model.extract_feat(x)
+    if hasattr(model, 'head'):
+        model.head(features)
+    elif hasattr(model, 'rpn_head'):
+        model.rpn_head(features)
+        box_heads, mask_heads = model.roi_head.bbox_head, model.roi_head.mask_head
+        for heads, regions in ((box_heads, BOXES), (mask_heads, MASKS)):
+            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+                head(x.new_empty(regions, head.in_channels, *head.roi_feat_size))
+    elif hasattr(model, 'forward_transformer'):
+        detr(model, features, x.shape[2:])
+    elif hasattr(model, 'bbox_head'):
+        model.bbox_head(features)
+    else:
+        raise NotImplementedError(f'{type(model).__name__} is no detector whose parts are known here')
+
+
+def detr(model: nn.Module, features: Sequence[Tensor], shape: Sequence[int]) -> None:
+    """The part of Deformable DETR that reads sizes of maps from tensors, which must exist for it."""
+    from mmdet.structures import DetDataSample
+
+    model.to_empty(device='cpu')
+    for value in model.state_dict().values():
+        value.zero_()
+    sample = DetDataSample(metainfo=dict(img_shape=shape, batch_input_shape=shape))
+    model.bbox_head(**model.forward_transformer([torch.zeros(y.shape) for y in features], [sample]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config')
+    parser.add_argument(
+        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='of the image; default: that of published tables'
+    )
+    parser.add_argument('--json', action='store_true', help='print the numbers as JSON')
+    args = parser.parse_args()
+    if args.shape and min(args.shape) < 32:
+        parser.error(f'--shape: images have at least 32 pixels a side, got {args.shape}')
+    cost = measure(read_config(args.config), args.shape)
+    if args.json:
+        print(json.dumps(asdict(cost)))
+        return
+    print(f'image (H, W)             {cost.shape}')
+    print(f'parameters               {cost.params / 1e6:.3f} M')
+    print(f'FLOPs, all operations    {cost.flops / 1e9:.3f} G')
+    print(f'FLOPs, modules only      {cost.module_flops / 1e9:.3f} G')
+    print(f'activations              {cost.activations / 1e6:.3f} M')
+
+
+if __name__ == '__main__':
+    main()
