@@ -1,6 +1,7 @@
 """What several tests share: reference cases, a workspace with the demonstration data, commands."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import mmvitzoo  # noqa: F401  registers the models
@@ -52,6 +54,35 @@ def workspace(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     build_mini_coco(folder / 'data' / 'mini')
     return folder
+
+
+@pytest.fixture(scope='session')
+def stand_ins(workspace, load_golden):
+    """The demonstration data laid out like the public data sets, random weights like the authors'."""
+    from mmdet.datasets import CocoDataset
+
+    (workspace / 'checkpoints').mkdir(exist_ok=True)
+    deit = timm.create_model('deit_tiny_patch16_224')
+    torch.save({'model': deit.state_dict()}, workspace / 'checkpoints/deit_tiny.pth')
+    for arch in ('tiny', 'small'):
+        weights = load_golden(f'mpvit_{arch}_official').state_dict
+        torch.save({'model': weights}, workspace / f'checkpoints/mpvit_{arch}.pth')
+    data, coco, imagenet = (workspace / 'data' / name for name in ('mini', 'coco', 'imagenet'))
+    ade20k = workspace / 'data' / 'ade' / 'ADEChallengeData2016'
+    for folder in (coco / 'annotations', imagenet / 'meta', ade20k / 'images', ade20k / 'annotations'):
+        folder.mkdir(parents=True)
+    for split, name in (('train', 'training'), ('val', 'validation')):
+        (coco / f'{split}2017').symlink_to(data / split)
+        annotations = json.loads((data / 'annotations' / f'instances_{split}.json').read_text())
+        annotations['categories'] = [dict(id=i, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'], 1)]
+        (coco / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(annotations))
+        (imagenet / split).symlink_to(data / 'classes' / split)
+        crops = sorted((data / 'classes' / split).glob('*/*.jpg'))
+        lines = [f'{path.parent.name}/{path.name} {path.parent.name}' for path in crops]
+        (imagenet / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
+        (ade20k / 'images' / name).symlink_to(data / split)
+        (ade20k / 'annotations' / name).symlink_to(data / 'semantic' / split)
+    return workspace
 
 
 @pytest.fixture(scope='session')

@@ -37,9 +37,23 @@ def heads(stages=('',), norm=(), box_convs=4, rpn_convs=2):
     return weights
 
 
-def fpn(widths):
+def retinanet(widths):
+    """A RetinaNet around a backbone whose maps of strides 8 to 32 have these widths."""
+    weights = {**fpn(widths, first=3), 'pixel_mean': torch.zeros(3, 1, 1), 'pixel_std': torch.zeros(3, 1, 1)}
+    shapes = {'head.cls_score': (9 * 80, 256, 3, 3), 'head.bbox_pred': (9 * 4, 256, 3, 3)}
+    shapes.update({'backbone.top_block.p6': (256, widths[-1], 3, 3), 'backbone.top_block.p7': (256, 256, 3, 3)})
+    for i in (0, 2, 4, 6):  # with a ReLU after each
+        shapes.update({f'head.{name}_subnet.{i}': (256, 256, 3, 3) for name in ('cls', 'bbox')})
+    for key, shape in shapes.items():
+        weights.update({f'{key}.weight': torch.randn(shape), f'{key}.bias': torch.randn(shape[0])})
+    for i in range(5):
+        weights[f'anchor_generator.cell_anchors.{i}'] = torch.zeros(9, 4)
+    return weights
+
+
+def fpn(widths, first=2):
     weights = {}
-    for level, width in enumerate(widths, 2):
+    for level, width in enumerate(widths, first):
         for name, shape in (('lateral', (256, width, 1, 1)), ('output', (256, 256, 3, 3))):
             weights[f'backbone.fpn_{name}{level}.weight'] = torch.randn(shape)
             weights[f'backbone.fpn_{name}{level}.bias'] = torch.randn(256)

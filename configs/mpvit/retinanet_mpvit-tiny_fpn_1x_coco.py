@@ -16,6 +16,6 @@ model = dict(
         norm_cfg=dict(type='SyncBN'),
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mpvit_tiny.pth'),
     ),
-    neck=dict(in_channels=[96, 176, 216, 216]),
+    neck=dict(in_channels=[96, 176, 216, 216], relu_before_extra_convs=True),  # as in Detectron2
 )
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'))

@@ -17,7 +17,7 @@ model = dict(
         drop_path_rate=0.2,
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/MViTv2_T_in1k.pyth'),
     ),
-    neck=dict(in_channels=[192, 384, 768], start_level=0),
+    neck=dict(in_channels=[192, 384, 768], start_level=0, relu_before_extra_convs=True),  # as in Detectron2
 )
 optim_wrapper = dict(
     optimizer=dict(weight_decay=0.1),

@@ -41,8 +41,8 @@ model = dict(
     ),
 )
 
-max_iters = 4800
-train_cfg = dict(max_iters=max_iters, val_interval=2400)
+max_iters = 4400
+train_cfg = dict(max_iters=max_iters, val_interval=2200)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False),

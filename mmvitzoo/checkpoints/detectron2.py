@@ -6,10 +6,34 @@ from torch import Tensor
 
 from .layout import Drop
 
-FPN = {
-    f'backbone.fpn_{theirs}{level}.{{leaf}}': f'neck.{ours}.{level - 2}.conv.{{leaf}}'
-    for theirs, ours in (('lateral', 'lateral_convs'), ('output', 'fpn_convs'))
-    for level in (2, 3, 4, 5)
+_IN_CONFIG = {
+    'anchor_generator.{rest}': Drop('anchors follow from the config'),
+    'pixel_mean': Drop('is in the data preprocessor of the config'),
+    'pixel_std': Drop('is in the data preprocessor of the config'),
+}
+
+
+def fpn(first: int) -> Dict[str, str]:
+    """Table of a feature pyramid whose first level has stride ``2**first``."""
+    return {
+        f'backbone.fpn_{theirs}{level}.{{leaf}}': f'neck.{ours}.{level - first}.conv.{{leaf}}'
+        for theirs, ours in (('lateral', 'lateral_convs'), ('output', 'fpn_convs'))
+        for level in range(first, 6)
+    }
+
+
+RETINANET = {
+    **fpn(3),
+    'backbone.top_block.p6.{leaf}': 'neck.fpn_convs.3.conv.{leaf}',
+    'backbone.top_block.p7.{leaf}': 'neck.fpn_convs.4.conv.{leaf}',
+    **{
+        f'head.{theirs}_subnet.{2 * i}.{{leaf}}': f'bbox_head.{ours}_convs.{i}.conv.{{leaf}}'
+        for theirs, ours in (('cls', 'cls'), ('bbox', 'reg'))
+        for i in range(4)
+    },
+    'head.cls_score.{leaf}': 'bbox_head.retina_cls.{leaf}',
+    'head.bbox_pred.{leaf}': 'bbox_head.retina_reg.{leaf}',
+    **_IN_CONFIG,
 }
 
 
@@ -43,9 +67,17 @@ def heads(norm: str) -> Dict[str, Any]:
         mask = f'roi_head.mask_head.convs.{i}'
         table[f'{roi}.mask_head.mask_fcn{i + 1}.norm.{{leaf}}'] = f'{mask}.{norm}.{{leaf}}'
         table[f'{roi}.mask_head.mask_fcn{i + 1}.{{leaf}}'] = f'{mask}.conv.{{leaf}}'
-    table['proposal_generator.anchor_generator.{rest}'] = Drop('anchors follow from the config')
-    table['pixel_mean'] = table['pixel_std'] = Drop('is in the data preprocessor of the config')
-    return table
+    table['proposal_generator.anchor_generator.{rest}'] = _IN_CONFIG['anchor_generator.{rest}']
+    return {**table, **_IN_CONFIG}
+
+
+def reorder_anchors(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
+    """Sorts RetinaNet's nine anchors of a place: from three ratios of each size to three sizes of each ratio."""
+    for key, value in state_dict.items():
+        if key.startswith(('bbox_head.retina_cls.', 'bbox_head.retina_reg.')):
+            if len(value) % 9:
+                raise ValueError(f'{key}: the anchors of a place are 3 sizes of 3 ratios, got {len(value)} channels')
+            state_dict[key] = value.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def repeat_mask_head(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:

@@ -5,7 +5,8 @@ from typing import Any, Dict
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .layout import Drop, Layout, backbone_under
+from .detectron2 import RETINANET, fpn, heads, reorder_anchors, repeat_mask_head
+from .layout import Layout, backbone_under
 
 _STAGE = 'mhca_stages.{s}'
 _PATH = 'mhca_stages.{s}.mhca_blks.{p}'
@@ -73,7 +74,7 @@ def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:
     return dict(type='MPViT', arch=name, out_indices=tuple(range(num_stages)))
 
 
-_DETECTOR = Drop('belongs to the detector around the backbone, which is not converted')
+_DETECTRON2 = 'backbone.bottom_up.backbone.'
 
 LAYOUTS = [
     Layout(
@@ -86,18 +87,18 @@ LAYOUTS = [
     Layout(
         'mpvit',
         'detectron2',
-        ('backbone.bottom_up.backbone.' + SIGNATURE,),
-        {
-            **backbone_under('backbone.bottom_up.backbone.', BACKBONE),
-            'backbone.{rest}': _DETECTOR,
-            'proposal_generator.{rest}': _DETECTOR,
-            'roi_heads.{rest}': _DETECTOR,
-            'head.{rest}': _DETECTOR,
-            'anchor_generator.{rest}': _DETECTOR,
-            'pixel_mean': _DETECTOR,
-            'pixel_std': _DETECTOR,
-        },
+        (_DETECTRON2 + SIGNATURE, 'head.cls_score.weight'),
+        {**backbone_under(_DETECTRON2, BACKBONE), **RETINANET},
         backbone_cfg,
+        reorder_anchors,
+    ),
+    Layout(
+        'mpvit',
+        'detectron2',
+        (_DETECTRON2 + SIGNATURE,),
+        {**backbone_under(_DETECTRON2, BACKBONE), **fpn(2), **heads(norm='bn')},
+        backbone_cfg,
+        repeat_mask_head,
     ),
     Layout(
         'mpvit',

@@ -6,7 +6,7 @@ from typing import Any, Dict, List
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .detectron2 import FPN, heads, repeat_mask_head
+from .detectron2 import RETINANET, fpn, heads, reorder_anchors, repeat_mask_head
 from .layout import Layout, Refuse, backbone_under
 
 # What the authors, Detectron2, timm and MMPretrain call alike.
@@ -140,8 +140,14 @@ def _layout(source, signature, table, finish=None, restore=None) -> Layout:
 LAYOUTS = [
     _layout(
         'detectron2',
+        ('backbone.bottom_up.blocks.0.attn.pool_q.weight', 'head.cls_score.weight'),
+        {**backbone_under('backbone.bottom_up.', DETECTRON2), **RETINANET},
+        reorder_anchors,
+    ),
+    _layout(
+        'detectron2',
         ('backbone.bottom_up.blocks.0.attn.pool_q.weight',),
-        {**backbone_under('backbone.bottom_up.', DETECTRON2), **FPN, **heads(norm='bn')},
+        {**backbone_under('backbone.bottom_up.', DETECTRON2), **fpn(2), **heads(norm='bn')},
         repeat_mask_head,
     ),
     _layout(

@@ -1,10 +1,15 @@
 """Recognising and renaming: every layout of every family."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.checkpoints import CheckpointError, convert
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -29,26 +34,6 @@ def test_official(official):
     assert converted.dropped[copy] == 'equal copy of a shared tensor'
 
 
-def test_detectron2(official):
-    state_dict = under('backbone.bottom_up.backbone.', official)
-    for key in (
-        'backbone.fpn_lateral2.weight',
-        'backbone.fpn_output5.bias',
-        'backbone.top_block.p6.weight',
-        'proposal_generator.rpn_head.conv.weight',
-        'roi_heads.box_head.fc1.weight',
-        'head.cls_score.weight',
-        'pixel_mean',
-    ):
-        state_dict[key] = torch.zeros(1)
-    converted = convert(state_dict)
-    assert (converted.source, converted.arch) == ('detectron2', 'tiny')
-    assert_same_backbone(converted, official)
-    assert set(converted.state_dict) == {f'backbone.{key}' for key in converted.backbone}
-    reasons = [converted.dropped[key] for key in state_dict if 'bottom_up' not in key]
-    assert len(reasons) == 7 and all('detector' in reason for reason in reasons)
-
-
 def test_mmsegmentation_0(official):
     state_dict = under('backbone.', official)
     state_dict['decode_head.conv_seg.weight'] = torch.ones(1)
@@ -58,6 +43,23 @@ def test_mmsegmentation_0(official):
     assert_same_backbone(converted, official)
     assert 'decode_head.conv_seg.weight' in converted.state_dict
     assert 'auxiliary_head.convs.0.bn.running_mean' in converted.state_dict
+
+
+def test_whole_segmentor_of_mmsegmentation_0(load_golden):
+    """Its heads have kept their names: with the backbone's they go into our config strictly."""
+    config = Config.fromfile(ROOT / 'configs/mpvit/mpvit-small_upernet_8xb2-160k_ade20k-512x512.py')
+    config.model.backbone.pop('init_cfg')
+    init_default_scope('mmseg')
+    model = MODELS.build(config.model)
+    heads = {key: torch.randn_like(x.float()) for key, x in model.state_dict().items() if 'head' in key.split('.')[0]}
+    names = ('decode_head.psp_modules.3.1.conv.weight', 'decode_head.fpn_bottleneck.bn.running_var')
+    assert {*names, 'decode_head.lateral_convs.2.bn.bias', 'auxiliary_head.conv_seg.weight'} <= heads.keys()
+    backbone = under('backbone.', load_golden('mpvit_small_official').state_dict)
+    converted = convert({**backbone, **heads})
+    assert (converted.source, converted.arch) == ('mmseg0', 'small')
+    model.load_state_dict(converted.state_dict, strict=True)
+    assert torch.equal(model.decode_head.fpn_bottleneck.bn.running_var, heads[names[1]])
+    assert torch.equal(model.backbone.stem[0].conv.weight, backbone['backbone.stem.0.conv.weight'])
 
 
 def test_ours_stays_as_it_is(official):

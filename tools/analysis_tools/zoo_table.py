@@ -29,8 +29,8 @@ LEGEND = (
     'Parameters in millions and FLOPs in billions, one for a multiplication with its addition: measured here by '
     '`tools/analysis_tools/zoo_table.py`, and as published, with the difference. FLOPs are of all operations and, '
     'after the stroke, of modules only, without the products within attention; the difference is to the one named. '
-    'Images have 224 x 224 pixels in classification, 800 x 1280 in detection (ViTDet and large-scale jitter: 1024 x 1024) '
-    'and 512 x 2048 in segmentation; detectors count 1000 boxes and 100 masks. Metrics are the published ones, '
+    'Images have 224 x 224 pixels in classification, 512 x 2048 in segmentation, 800 x 1280 in detection, but 1024 x '
+    '1024 with large-scale jitter; detectors count 1000 boxes and 100 masks. Metrics are the published ones, '
     'of the weights that the originals publish; nothing was trained here.'
 )
 

@@ -1,0 +1,247 @@
+"""Whole detectors of Detectron2: weights go where they belong, and heads compute what Detectron2 computes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2_names import fpn, heads, retinanet
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmvitzoo.checkpoints import CheckpointError, convert
+
+pytestmark = pytest.mark.stack
+CONFIGS = Path(__file__).parents[2] / 'configs'
+CASCADE = ('.0', '.1', '.2')
+WIDTHS = {'tiny': (96, 176, 216, 216), 'small': (128, 216, 288, 288)}
+
+
+def detector(name, backbone, around):
+    """Weights in Detectron2's names, a backbone's and those around it, and the model of a config with them."""
+    # Of a size that keeps products in range.
+    around = {key: x / math.sqrt(x[0].numel()) if x.dim() > 1 else x for key, x in around.items()}
+    weights = {**backbone, **around}
+    converted = convert(weights)
+    assert converted.source == 'detectron2'
+    config = Config.fromfile(CONFIGS / name)
+    config.model.backbone = converted.backbone_cfg
+    if converted.family == 'plainvit':
+        config.model.neck.in_channels = 96
+        config.model.rpn_head.norm_cfg = None
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model).eval()
+    model.load_state_dict(converted.state_dict, strict=True)
+    return weights, model
+
+
+def mpvit(load_golden, arch):
+    weights = load_golden(f'mpvit_{arch}_official').state_dict
+    return {f'backbone.bottom_up.backbone.{key}': x for key, x in weights.items() if 'cls_head' not in key}
+
+
+@pytest.fixture(scope='module')
+def retina(load_golden):
+    torch.manual_seed(0)
+    around = retinanet(WIDTHS['tiny'][1:])
+    return detector('mpvit/retinanet_mpvit-tiny_fpn_1x_coco.py', mpvit(load_golden, 'tiny'), around)
+
+
+@pytest.fixture(scope='module')
+def mask_rcnn(load_golden):
+    torch.manual_seed(0)
+    around = {**fpn(WIDTHS['tiny']), **heads(box_convs=0, rpn_convs=1)}
+    return detector('mpvit/mask-rcnn_mpvit-tiny_fpn_1x_coco.py', mpvit(load_golden, 'tiny'), around)
+
+
+@pytest.fixture(scope='module')
+def cascade(load_golden):
+    torch.manual_seed(0)
+    around = {**fpn(WIDTHS['small']), **heads(CASCADE, box_convs=0, rpn_convs=1)}
+    return detector('mpvit/cascade-mask-rcnn_mpvit-small_fpn_ms-3x_coco.py', mpvit(load_golden, 'small'), around)
+
+
+@pytest.fixture(scope='module')
+def vitdet(load_golden):
+    """Whose heads have convolutions with LayerNorm."""
+    torch.manual_seed(0)
+    backbone = {f'backbone.{key}': x for key, x in load_golden('vitdet_d2_small').state_dict.items()}
+    around = heads(norm=('weight', 'bias'))
+    return detector('vitdet/mask-rcnn_plainvit-base-mae_lsj-100e_coco.py', backbone, around)
+
+
+def conv(weights, name, x, **kwargs):
+    weight = weights[f'{name}.weight']
+    x = F.conv2d(x, weight, weights.get(f'{name}.bias'), padding=weight.shape[-1] // 2, **kwargs)
+    if f'{name}.norm.weight' not in weights:
+        return x
+    scale, shift = (weights[f'{name}.norm.{leaf}'][:, None, None] for leaf in ('weight', 'bias'))
+    centred = x - x.mean(1, keepdim=True)
+    return centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt() * scale + shift
+
+
+def linear(weights, name, x):
+    return F.linear(x, weights[f'{name}.weight'], weights[f'{name}.bias'])
+
+
+def pyramid(weights, maps, first):
+    """Detectron2's FPN."""
+    outs, above = [], None
+    for level in reversed(range(first, first + len(maps))):
+        lateral = conv(weights, f'backbone.fpn_lateral{level}', maps[level - first])
+        above = lateral if above is None else lateral + F.interpolate(above, scale_factor=2, mode='nearest')
+        outs.insert(0, conv(weights, f'backbone.fpn_output{level}', above))
+    return outs
+
+
+def anchors(height, width, stride, sizes, ratios=(0.5, 1, 2)):
+    """(H * W * A, 4) in Detectron2's order: places by row, then sizes, then ratios; centred on corners of cells."""
+    cells = []
+    for size in sizes:
+        for ratio in ratios:
+            wide = math.sqrt(size**2 / ratio)
+            tall = ratio * wide
+            cells.append([-wide / 2, -tall / 2, wide / 2, tall / 2])
+    y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing='ij')
+    return (torch.stack([x, y, x, y], -1)[:, :, None] + torch.tensor(cells)).flatten(0, 2)
+
+
+def decoded(deltas, boxes, weights=(1, 1, 1, 1)):
+    """Detectron2's boxes: deltas relative to centre and size, sizes at most 62.5 times as large."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    centre = boxes[:, :2] + size / 2
+    deltas = deltas / torch.tensor(weights)
+    centre = centre + deltas[:, :2] * size
+    size = size * deltas[:, 2:].clamp(max=math.log(1000 / 16)).exp()
+    return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+
+def by_place(x, channels):
+    """(1, A * channels, H, W) -> (H * W * A, channels), as both read the maps of heads."""
+    return x[0].unflatten(0, (-1, channels)).permute(2, 3, 0, 1).flatten(0, 2)
+
+
+def same(ours, theirs, tolerance=1e-5):
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def same_boxes(coder, deltas, theirs, boxes, weights=(1, 1, 1, 1)):
+    """But for the few whose side is less than a 62.5th of the anchor's: MMDetection stops there."""
+    usual = (theirs[:, 2:] / torch.tensor(weights[2:]) > -math.log(1000 / 16)).all(1)
+    assert usual.float().mean() > 0.9
+    same(coder.decode(boxes, deltas)[usual], decoded(theirs, boxes, weights)[usual])
+
+
+@torch.no_grad()
+def test_retinanet(retina):
+    weights, model = retina
+    maps = [torch.randn(1, width, 16 >> i, 24 >> i) for i, width in enumerate(WIDTHS['tiny'])]
+    levels = pyramid(weights, maps[1:], first=3)
+    levels.append(conv(weights, 'backbone.top_block.p6', maps[-1], stride=2))
+    levels.append(conv(weights, 'backbone.top_block.p7', levels[-1].relu(), stride=2))
+    ours = model.neck(maps)
+    scores, deltas = model.bbox_head(ours)
+    priors = model.bbox_head.prior_generator.grid_priors([x.shape[2:] for x in ours], device='cpu')
+    for i, level in enumerate(levels):
+        same(ours[i], level)
+        logits = boxes = level
+        for layer in (0, 2, 4, 6):
+            logits = conv(weights, f'head.cls_subnet.{layer}', logits).relu()
+            boxes = conv(weights, f'head.bbox_subnet.{layer}', boxes).relu()
+        logits, boxes = conv(weights, 'head.cls_score', logits), conv(weights, 'head.bbox_pred', boxes)
+        stride = 8 << i
+        places = anchors(*level.shape[2:], stride, [4 * stride * 2 ** (j / 3) for j in range(3)])
+        # Of the nine anchors of a place, MMDetection has the sizes of one ratio side by side.
+        places, logits, boxes = (
+            x.unflatten(0, (-1, 3, 3)).transpose(1, 2).flatten(0, 2)
+            for x in (places, by_place(logits, 80), by_place(boxes, 4))
+        )
+        same(priors[i], places)
+        same(by_place(scores[i], 80), logits)
+        same_boxes(model.bbox_head.bbox_coder, by_place(deltas[i], 4), boxes, places)
+
+
+@torch.no_grad()
+def test_rpn(mask_rcnn):
+    weights, model = mask_rcnn
+    maps = [torch.randn(1, width, 32 >> i, 24 >> i) for i, width in enumerate(WIDTHS['tiny'])]
+    levels = pyramid(weights, maps, first=2)
+    levels.append(levels[-1][..., ::2, ::2])
+    ours = model.neck(maps)
+    scores, deltas = model.rpn_head(ours)
+    priors = model.rpn_head.prior_generator.grid_priors([x.shape[2:] for x in ours], device='cpu')
+    for i, level in enumerate(levels):
+        same(ours[i], level)
+        hidden = conv(weights, 'proposal_generator.rpn_head.conv', level).relu()
+        places = anchors(*level.shape[2:], 4 << i, [32 << i])
+        same(priors[i], places)
+        same(scores[i], conv(weights, 'proposal_generator.rpn_head.objectness_logits', hidden))
+        boxes = conv(weights, 'proposal_generator.rpn_head.anchor_deltas', hidden)
+        same_boxes(model.rpn_head.bbox_coder, by_place(deltas[i], 4), by_place(boxes, 4), places)
+
+
+# Of a detector the stage of its heads, what Detectron2 calls it, and the weights of its boxes.
+HEADS = [
+    ('mask_rcnn', None, '', (10, 10, 5, 5)),
+    ('vitdet', None, '', (10, 10, 5, 5)),
+    ('cascade', 0, '.0', (10, 10, 5, 5)),
+    ('cascade', 1, '.1', (20, 20, 10, 10)),
+    ('cascade', 2, '.2', (30, 30, 15, 15)),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, stage, theirs, scale', HEADS)
+def test_box_head(name, stage, theirs, scale, request):
+    weights, model = request.getfixturevalue(name)
+    head = model.roi_head.bbox_head if stage is None else model.roi_head.bbox_head[stage]
+    x = regions = torch.randn(5, 256, 7, 7)
+    for layer in ('conv1', 'conv2', 'conv3', 'conv4', 'fc1', 'fc2'):
+        layer = f'roi_heads.box_head{theirs}.{layer}'
+        if f'{layer}.weight' in weights:
+            x = (conv(weights, layer, x) if 'conv' in layer else linear(weights, layer, x.flatten(1))).relu()
+    scores, deltas = head(regions)
+    same(scores, linear(weights, f'roi_heads.box_predictor{theirs}.cls_score', x))  # classes, then the background
+    boxes = linear(weights, f'roi_heads.box_predictor{theirs}.bbox_pred', x)
+    assert boxes.shape[1] == (320 if stage is None else 4)
+    proposals = torch.tensor([[10.0, 20, 50, 40]]).repeat(5, 1)
+    for start in (0, boxes.shape[1] - 4):
+        of_class = slice(start, start + 4)
+        same_boxes(head.bbox_coder, deltas[:, of_class], boxes[:, of_class], proposals, scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, stage', [(name, stage) for name, stage, *_ in HEADS])
+def test_mask_head(name, stage, request):
+    weights, model = request.getfixturevalue(name)
+    head = model.roi_head.mask_head if stage is None else model.roi_head.mask_head[stage]
+    x = regions = torch.randn(3, 256, 14, 14)
+    for i in range(1, 5):
+        x = conv(weights, f'roi_heads.mask_head.mask_fcn{i}', x).relu()
+    deconv = 'roi_heads.mask_head.deconv'
+    x = F.conv_transpose2d(x, weights[f'{deconv}.weight'], weights[f'{deconv}.bias'], stride=2).relu()
+    same(head(regions), conv(weights, 'roi_heads.mask_head.predictor', x))
+
+
+def test_masks_are_pasted_alike(mask_rcnn):
+    """Each pixel's centre, in the box's coordinates, reads the mask bilinearly; more than a half is inside."""
+    _, model = mask_rcnn
+    logits, box = torch.randn(1, 80, 28, 28), torch.tensor([[7.3, 4.9, 41.2, 22.6]])
+    meta = dict(img_shape=(32, 48), ori_shape=(32, 48), scale_factor=(1.0, 1.0))
+    masks = model.roi_head.mask_head._predict_by_feat_single(
+        logits, box, torch.tensor([3]), meta, model.roi_head.test_cfg
+    )
+    (left, top, right, bottom), probability = box[0], logits[:, 3:4].sigmoid()
+    y = (torch.arange(32) + 0.5 - top) / (bottom - top) * 2 - 1
+    x = (torch.arange(48) + 0.5 - left) / (right - left) * 2 - 1
+    grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], -1)[None]
+    assert torch.equal(masks[0], F.grid_sample(probability, grid, align_corners=False)[0, 0] >= 0.5)
+
+
+def test_anchors_must_be_nine():
+    weights = {'backbone.bottom_up.blocks.0.attn.pool_q.weight': torch.zeros(1)}
+    weights.update({'head.cls_score.weight': torch.zeros(8, 256, 3, 3)})
+    with pytest.raises(CheckpointError, match='3 sizes of 3 ratios, got 8'):
+        convert(weights)
