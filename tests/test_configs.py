@@ -73,7 +73,9 @@ def build(name, tmp_path):
     init_default_scope(config.default_scope)
     config.model.backbone.pop('init_cfg', None)  # a file of the authors
     if config.default_scope == 'mmdet':
-        config.model.data_preprocessor.pop('batch_augments', None)  # would pad the small images to 1024
+        # These would pad the small images to 1024.
+        config.model.data_preprocessor.pop('batch_augments', None)
+        config.model.data_preprocessor.pad_size_divisor = 32
     if 'lvis' in name:
         (tmp_path / 'lvis.json').write_text(
             json.dumps(dict(categories=[dict(id=i, image_count=i) for i in range(1203)]))

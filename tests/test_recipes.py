@@ -4,6 +4,7 @@ import json
 import math
 import re
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -35,30 +36,34 @@ def steps_of_epoch(config):
     return math.ceil(images / (int(gpus[1]) if gpus else 8) / config.train_dataloader.batch_size)
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_pipeline(name, stand_ins, monkeypatch):
-    """Two batches of the recipe's size, as the model gets them."""
-    config = read(name)
-    monkeypatch.chdir(stand_ins)
-    loader = config.train_dataloader
+def batches(config, split):
+    """As the model gets them."""
+    loader = config[f'{split}_dataloader']
     loader.update(num_workers=0, persistent_workers=False)
     loader.pop('prefetch_factor', None)
-    if 'lvis' in name:  # its annotations need a package of their own
-        loader.dataset.dataset.update(
-            type='CocoDataset', data_root='data/coco/', ann_file='annotations/instances_train2017.json'
-        )
-        loader.dataset.dataset.data_prefix = dict(img='train2017/')
+    if 'lvis' in config.filename:  # its annotations need a package of their own
+        dataset = loader.dataset.get('dataset', loader.dataset)
+        dataset.update(type='CocoDataset', data_root='data/coco/', ann_file=f'annotations/instances_{split}2017.json')
+        dataset.data_prefix = dict(img=f'{split}2017/')
     if config.default_scope == 'mmpretrain':  # whose model puts this together
         augments = config.model.get('train_cfg')
         preprocessor = dict(config.data_preprocessor, type='ClsDataPreprocessor', batch_augments=augments)
     else:
         preprocessor = config.model.data_preprocessor
     preprocessor = MODELS.build(preprocessor)
-    batches = iter(Runner.build_dataloader(loader, seed=0))
-    for _ in range(2):
-        data = preprocessor(next(batches), training=True)
+    for data in Runner.build_dataloader(loader, seed=0):
+        data = preprocessor(data, training=split == 'train')
         inputs, samples = data['inputs'], data['data_samples']
         assert len(inputs) == len(samples) == loader.batch_size and inputs.isfinite().all()
+        yield inputs, samples
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_training_pipeline(name, stand_ins, monkeypatch):
+    """Two batches of the recipe's size."""
+    config = read(name)
+    monkeypatch.chdir(stand_ins)
+    for inputs, samples in islice(batches(config, 'train'), 2):
         if config.default_scope == 'mmpretrain':
             assert inputs.shape[1:] == (3, 224, 224)
             if 'train_cfg' in config.model:  # labels of mixed images
@@ -74,7 +79,7 @@ def test_pipeline(name, stand_ins, monkeypatch):
 
 def check_detection(config, inputs, samples):
     height, width = inputs.shape[2:]
-    if 'batch_augments' in config.model.data_preprocessor:
+    if 'lsj' in config.filename:
         assert (height, width) == (1024, 1024)
     elif config.model.data_preprocessor.get('pad_size_divisor', 1) > 1:
         assert height % 32 == width % 32 == 0
@@ -86,6 +91,25 @@ def check_detection(config, inputs, samples):
         assert ('masks' in instances) == ('mask_head' in config.model.get('roi_head', {}))
         if 'masks' in instances:
             assert instances.masks.masks.shape == (len(boxes), height, width)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_validation_pipeline(name, stand_ins, monkeypatch):
+    config = read(name)
+    monkeypatch.chdir(stand_ins)
+    inputs, samples = next(batches(config, 'val'))
+    if config.default_scope == 'mmpretrain':
+        assert inputs.shape[1:] == (3, 224, 224) and 'gt_label' in samples[0]
+        return
+    # Annotations and the size before padding, to which predictions are clipped.
+    height, width = samples[0].img_shape
+    assert min(samples[0].ori_shape) < min(height, width)
+    if config.default_scope == 'mmseg':
+        assert (height, width) == inputs.shape[2:] and min(height, width) == 512 and 'gt_sem_seg' in samples[0]
+    elif name.startswith('vitdet/'):
+        assert inputs.shape[2:] == (1024, 1024) and max(height, width) == 1024
+    else:
+        assert min(height, width) == 800 and not inputs[0, :, height:].any() and not inputs[0, :, :, width:].any()
 
 
 @lru_cache(maxsize=None)

@@ -1,4 +1,5 @@
 _base_ = ['./mask-rcnn_mpvit-small_fpn_ms-3x_coco.py', '../_base_/models/cascade_heads.py']
+custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.models.heads'])
 
 # Detectron2's heads of two linears.
 model = dict(

@@ -1,4 +1,5 @@
 _base_ = ['./mask-rcnn_mvitv2-tiny_fpn_ms-3x_coco.py', '../_base_/models/cascade_heads.py']
+custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.models.heads'])
 
 # The authors' BatchNorm weighs every image of a batch alike, whatever its number of regions;
 # SyncBN weighs regions.

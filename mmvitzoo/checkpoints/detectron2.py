@@ -78,12 +78,3 @@ def reorder_anchors(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> N
             if len(value) % 9:
                 raise ValueError(f'{key}: the anchors of a place are 3 sizes of 3 ratios, got {len(value)} channels')
             state_dict[key] = value.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def repeat_mask_head(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
-    """Repeats the mask head of a cascade: MMDetection has one per stage, and averages what they say."""
-    stages = sum(f'roi_head.bbox_head.{s}.fc_cls.weight' in state_dict for s in range(3))
-    start = 'roi_head.mask_head.'
-    for key in [key for key in state_dict if stages and key.startswith(start)]:
-        value = state_dict.pop(key)
-        state_dict.update({f'{start}{s}.{key[len(start) :]}': value.clone() for s in range(stages)})

@@ -5,7 +5,7 @@ from typing import Any, Dict
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .detectron2 import RETINANET, fpn, heads, reorder_anchors, repeat_mask_head
+from .detectron2 import RETINANET, fpn, heads, reorder_anchors
 from .layout import Layout, backbone_under
 
 _STAGE = 'mhca_stages.{s}'
@@ -98,7 +98,6 @@ LAYOUTS = [
         (_DETECTRON2 + SIGNATURE,),
         {**backbone_under(_DETECTRON2, BACKBONE), **fpn(2), **heads(norm='bn')},
         backbone_cfg,
-        repeat_mask_head,
     ),
     Layout(
         'mpvit',

@@ -6,7 +6,7 @@ from typing import Any, Dict, List
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .detectron2 import RETINANET, fpn, heads, reorder_anchors, repeat_mask_head
+from .detectron2 import RETINANET, fpn, heads, reorder_anchors
 from .layout import Layout, Refuse, backbone_under
 
 # What the authors, Detectron2, timm and MMPretrain call alike.
@@ -148,7 +148,6 @@ LAYOUTS = [
         'detectron2',
         ('backbone.bottom_up.blocks.0.attn.pool_q.weight',),
         {**backbone_under('backbone.bottom_up.', DETECTRON2), **fpn(2), **heads(norm='bn')},
-        repeat_mask_head,
     ),
     _layout(
         'detectron2',

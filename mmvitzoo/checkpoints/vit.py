@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .detectron2 import heads, repeat_mask_head
+from .detectron2 import heads
 from .layout import Drop, Layout, backbone_under
 
 # What timm, DeiT, MAE, Detectron2 and the ViTAE authors' ViTDet repository call alike.
@@ -97,12 +97,6 @@ def finish(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
         positions = positions[:, 1:]
         dropped['pos_embed[:, :1]'] = 'position of a class token, which the model runs without'
     state_dict[name] = positions
-
-
-def finish_detectron2(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
-    """What :func:`finish` and :func:`repeat_mask_head` do."""
-    finish(state_dict, dropped)
-    repeat_mask_head(state_dict, dropped)
 
 
 def finish_mmseg(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
@@ -238,7 +232,6 @@ LAYOUTS = [
         'detectron2',
         ('backbone.net.blocks.0.attn.qkv.weight',),
         {**backbone_under('backbone.net.', DETECTRON2), **_detectron2_pyramid('backbone.'), **heads(norm='ln')},
-        finish_detectron2,
     ),
     _layout(
         'detectron2',

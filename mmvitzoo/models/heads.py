@@ -1,11 +1,15 @@
-"""MMDetection heads as ViTDet needs them; a config imports this module where it uses them."""
+"""MMDetection heads as Detectron2 and ViTDet have them; a config imports this module where it uses them."""
 
-from typing import Optional
+from typing import List, Optional, Tuple
 
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import RPNHead
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi
 from mmengine.registry import MODELS
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 
 @MODELS.register_module()
@@ -33,3 +37,55 @@ class NormRPNHead(RPNHead):
                     for dim, out_dim in zip(channels, channels[1:])
                 )
             )
+
+
+@MODELS.register_module()
+class Detectron2CascadeRoIHead(CascadeRoIHead):
+    """MMDetection's ``CascadeRoIHead``, with what published cascades of Detectron2 do otherwise.
+
+    Scores are the mean of the stages' probabilities, not of their logits. There is one mask head,
+    not one for each stage: it learns from the regions of the first stage, with its whole loss
+    whatever the weight of the stage, and sees the final boxes.
+
+    Args:
+        *args: See :class:`mmdet.models.CascadeRoIHead`; box heads have softmax scores.
+        **kwargs: See there.
+    """
+
+    init_mask_head = StandardRoIHead.init_mask_head
+    _mask_forward = StandardRoIHead._mask_forward
+    predict_mask = StandardRoIHead.predict_mask
+
+    def mask_loss(
+        self, stage: int, x: Tuple[Tensor], sampling_results: list, batch_gt_instances: List[InstanceData]
+    ) -> dict:
+        """Of the first stage; nothing of later ones."""
+        if stage > 0:
+            return dict(loss_mask={})
+        predicted = self._mask_forward(x, bbox2roi([result.pos_priors for result in sampling_results]))['mask_preds']
+        losses = self.mask_head.loss_and_target(predicted, sampling_results, batch_gt_instances, self.train_cfg[0])
+        # The caller multiplies with the weight of the stage.
+        return dict(loss_mask={name: x / self.stage_loss_weights[0] for name, x in losses['loss_mask'].items()})
+
+    def _bbox_forward(self, stage: int, x: Tuple[Tensor], rois: Tensor, probabilities: bool = False) -> dict:
+        results = super()._bbox_forward(stage, x, rois)
+        if probabilities:
+            results['cls_score'] = results['cls_score'].softmax(-1)
+        return results
+
+    def _refine_roi(self, *args, **kwargs) -> tuple:
+        rois, probabilities, boxes = super()._refine_roi(*args, probabilities=True, **kwargs)
+        # The box head takes the softmax, which undoes the logarithm.
+        return rois, [x.log() for x in probabilities], boxes
+
+    def forward(
+        self, x: Tuple[Tensor], rpn_results_list: List[InstanceData], batch_data_samples: List[DetDataSample]
+    ) -> tuple:
+        """Scores as logarithms of probabilities, boxes' deltas and, if there is a mask head, masks, by image."""
+        proposals = [results.bboxes for results in rpn_results_list]
+        counts = tuple(len(boxes) for boxes in proposals)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        rois, *results = self._refine_roi(x, bbox2roi(proposals), metas, counts)
+        if self.with_mask:
+            results.append(self._mask_forward(x, bbox2roi([y[:, 1:] for y in rois]))['mask_preds'].split(counts))
+        return tuple(results)

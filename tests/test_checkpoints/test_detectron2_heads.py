@@ -1,6 +1,7 @@
 """Whole detectors of Detectron2: weights go where they belong, and heads compute what Detectron2 computes."""
 
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,22 @@ def detector(name, backbone, around):
     converted = convert(weights)
     assert converted.source == 'detectron2'
     config = Config.fromfile(CONFIGS / name)
-    config.model.backbone = converted.backbone_cfg
-    if converted.family == 'plainvit':
+    if converted.family == 'plainvit':  # a slim one, in a detector as Detectron2 has released it
+        config.model.backbone = converted.backbone_cfg
         config.model.neck.in_channels = 96
         config.model.rpn_head.norm_cfg = None
+    else:
+        expected = config.model.backbone
+        assert all(expected[key] == value for key, value in converted.backbone_cfg.items())
+        config.model.backbone.pop('init_cfg')
     init_default_scope('mmdet')
     model = MODELS.build(config.model).eval()
     model.load_state_dict(converted.state_dict, strict=True)
     return weights, model
+
+
+def mvitv2(load_golden):
+    return {f'backbone.bottom_up.{key}': x for key, x in load_golden('mvitv2_tiny_d2').state_dict.items()}
 
 
 def mpvit(load_golden, arch):
@@ -63,6 +72,24 @@ def cascade(load_golden):
 
 
 @pytest.fixture(scope='module')
+def mvitv2_cascade(load_golden):
+    """Whose heads have BatchNorm, and whose RPN has two convolutions."""
+    torch.manual_seed(0)
+    batch_norm = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
+    around = {**fpn((96, 192, 384, 768)), **heads(CASCADE, norm=batch_norm)}
+    around.update({key: x.abs() + 0.1 for key, x in around.items() if key.endswith('running_var')})
+    return detector('mvitv2/cascade-mask-rcnn_mvitv2-tiny_fpn_ms-3x_coco.py', mvitv2(load_golden), around)
+
+
+@pytest.fixture(scope='module')
+def mvitv2_retina(load_golden):
+    torch.manual_seed(0)
+    backbone = {key: x for key, x in mvitv2(load_golden).items() if 'scale2_norm' not in key}
+    around = retinanet((192, 384, 768))
+    return detector('mvitv2/retinanet_mvitv2-tiny_fpn_1x_coco.py', backbone, around)
+
+
+@pytest.fixture(scope='module')
 def vitdet(load_golden):
     """Whose heads have convolutions with LayerNorm."""
     torch.manual_seed(0)
@@ -76,9 +103,14 @@ def conv(weights, name, x, **kwargs):
     x = F.conv2d(x, weight, weights.get(f'{name}.bias'), padding=weight.shape[-1] // 2, **kwargs)
     if f'{name}.norm.weight' not in weights:
         return x
-    scale, shift = (weights[f'{name}.norm.{leaf}'][:, None, None] for leaf in ('weight', 'bias'))
-    centred = x - x.mean(1, keepdim=True)
-    return centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt() * scale + shift
+    norm = {leaf: weights.get(f'{name}.norm.{leaf}') for leaf in ('weight', 'bias', 'running_mean', 'running_var')}
+    norm = {leaf: None if value is None else value[:, None, None] for leaf, value in norm.items()}
+    if norm['running_var'] is None:
+        centred = x - x.mean(1, keepdim=True)
+        x = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    else:
+        x = (x - norm['running_mean']) / (norm['running_var'] + 1e-5).sqrt()
+    return x * norm['weight'] + norm['bias']
 
 
 def linear(weights, name, x):
@@ -135,10 +167,11 @@ def same_boxes(coder, deltas, theirs, boxes, weights=(1, 1, 1, 1)):
 
 
 @torch.no_grad()
-def test_retinanet(retina):
-    weights, model = retina
-    maps = [torch.randn(1, width, 16 >> i, 24 >> i) for i, width in enumerate(WIDTHS['tiny'])]
-    levels = pyramid(weights, maps[1:], first=3)
+@pytest.mark.parametrize('name, widths', [('retina', WIDTHS['tiny']), ('mvitv2_retina', (192, 384, 768))])
+def test_retinanet(name, widths, request):
+    weights, model = request.getfixturevalue(name)
+    maps = [torch.randn(1, width, 32 >> i, 48 >> i) for i, width in enumerate(widths)]
+    levels = pyramid(weights, maps[-3:], first=3)
     levels.append(conv(weights, 'backbone.top_block.p6', maps[-1], stride=2))
     levels.append(conv(weights, 'backbone.top_block.p7', levels[-1].relu(), stride=2))
     ours = model.neck(maps)
@@ -164,9 +197,10 @@ def test_retinanet(retina):
 
 
 @torch.no_grad()
-def test_rpn(mask_rcnn):
-    weights, model = mask_rcnn
-    maps = [torch.randn(1, width, 32 >> i, 24 >> i) for i, width in enumerate(WIDTHS['tiny'])]
+@pytest.mark.parametrize('name, widths', [('mask_rcnn', WIDTHS['tiny']), ('mvitv2_cascade', (96, 192, 384, 768))])
+def test_rpn(name, widths, request):
+    weights, model = request.getfixturevalue(name)
+    maps = [torch.randn(1, width, 32 >> i, 24 >> i) for i, width in enumerate(widths)]
     levels = pyramid(weights, maps, first=2)
     levels.append(levels[-1][..., ::2, ::2])
     ours = model.neck(maps)
@@ -174,7 +208,11 @@ def test_rpn(mask_rcnn):
     priors = model.rpn_head.prior_generator.grid_priors([x.shape[2:] for x in ours], device='cpu')
     for i, level in enumerate(levels):
         same(ours[i], level)
-        hidden = conv(weights, 'proposal_generator.rpn_head.conv', level).relu()
+        hidden = level
+        for layer in ('conv', 'conv.conv0', 'conv.conv1'):  # one, or two
+            layer = f'proposal_generator.rpn_head.{layer}'
+            if f'{layer}.weight' in weights:
+                hidden = conv(weights, layer, hidden).relu()
         places = anchors(*level.shape[2:], 4 << i, [32 << i])
         same(priors[i], places)
         same(scores[i], conv(weights, 'proposal_generator.rpn_head.objectness_logits', hidden))
@@ -189,6 +227,7 @@ HEADS = [
     ('cascade', 0, '.0', (10, 10, 5, 5)),
     ('cascade', 1, '.1', (20, 20, 10, 10)),
     ('cascade', 2, '.2', (30, 30, 15, 15)),
+    ('mvitv2_cascade', 1, '.1', (20, 20, 10, 10)),
 ]
 
 
@@ -213,16 +252,40 @@ def test_box_head(name, stage, theirs, scale, request):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name, stage', [(name, stage) for name, stage, *_ in HEADS])
-def test_mask_head(name, stage, request):
+@pytest.mark.parametrize('name', ['mask_rcnn', 'vitdet', 'cascade', 'mvitv2_cascade'])
+def test_mask_head(name, request):
     weights, model = request.getfixturevalue(name)
-    head = model.roi_head.mask_head if stage is None else model.roi_head.mask_head[stage]
     x = regions = torch.randn(3, 256, 14, 14)
     for i in range(1, 5):
         x = conv(weights, f'roi_heads.mask_head.mask_fcn{i}', x).relu()
     deconv = 'roi_heads.mask_head.deconv'
     x = F.conv_transpose2d(x, weights[f'{deconv}.weight'], weights[f'{deconv}.bias'], stride=2).relu()
-    same(head(regions), conv(weights, 'roi_heads.mask_head.predictor', x))
+    same(model.roi_head.mask_head(regions), conv(weights, 'roi_heads.mask_head.predictor', x))
+
+
+@torch.no_grad()
+def test_cascade(cascade):
+    """Each stage moves the boxes, clipped to the image, for the next; the stages' probabilities are averaged."""
+    weights, model = cascade
+    head, levels = model.roi_head, [torch.randn(1, 256, 32 >> i, 48 >> i) for i in range(4)]
+    boxes = torch.tensor([[4.0, 6, 100, 90], [30, 20, 190, 120], [0, 0, 60, 60]])
+    meta = dict(img_shape=(128, 192), ori_shape=(128, 192), scale_factor=(1.0, 1.0))
+    rois, scores, deltas = head._refine_roi(levels, F.pad(boxes, (1, 0)), [meta], (3,))
+    probabilities = 0
+    for stage, scale in enumerate([(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]):
+        if stage == 2:
+            same(rois[0][:, 1:], boxes)
+        regions = head.bbox_roi_extractor[stage](levels, F.pad(boxes, (1, 0)))
+        x = regions.flatten(1)
+        for name in ('fc1', 'fc2'):
+            x = linear(weights, f'roi_heads.box_head.{stage}.{name}', x).relu()
+        predictor = f'roi_heads.box_predictor.{stage}'
+        probabilities = probabilities + linear(weights, f'{predictor}.cls_score', x).softmax(-1) / 3
+        moves = linear(weights, f'{predictor}.bbox_pred', x)
+        boxes = decoded(moves, boxes, scale).clamp(min=0)
+        boxes = torch.minimum(boxes, torch.tensor([192.0, 128, 192, 128]))
+    same(deltas[0], moves)
+    same(scores[0].softmax(-1), probabilities)
 
 
 def test_masks_are_pasted_alike(mask_rcnn):
@@ -238,6 +301,21 @@ def test_masks_are_pasted_alike(mask_rcnn):
     x = (torch.arange(48) + 0.5 - left) / (right - left) * 2 - 1
     grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], -1)[None]
     assert torch.equal(masks[0], F.grid_sample(probability, grid, align_corners=False)[0, 0] >= 0.5)
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'pkl'])
+def test_converter(suffix, retina, run, tmp_path):
+    """As the command line converts it, the detector goes into its config with nothing missing."""
+    weights, model = retina
+    source, target = tmp_path / f'model_final.{suffix}', tmp_path / 'converted.pth'
+    if suffix == 'pkl':
+        source.write_bytes(pickle.dumps(dict(model={key: x.numpy() for key, x in weights.items()}, __author__='x')))
+    else:
+        torch.save(dict(model=weights, iteration=1), source)
+    assert f'written  {target}' in run(f'python tools/model_converters/official2mm.py {source} {target}')
+    converted = torch.load(target, weights_only=True)['state_dict']
+    assert converted.keys() == model.state_dict().keys()
+    assert all(torch.equal(converted[key], value) for key, value in model.state_dict().items())
 
 
 def test_anchors_must_be_nine():

@@ -1,13 +1,20 @@
-"""NormRPNHead: against MMDetection's RPNHead, and against its layers written by hand."""
+"""NormRPNHead against MMDetection's RPNHead and its layers written by hand; losses of Detectron2CascadeRoIHead."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models import RPNHead
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
 from torch import nn
 
-from mmvitzoo.models.heads import NormRPNHead
+from mmvitzoo.models.heads import Detectron2CascadeRoIHead, NormRPNHead
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +101,78 @@ def test_registered(name):
     head = MODELS.build(dict(type=name, in_channels=8, feat_channels=8, norm_cfg=NORM))
     assert type(head) is NormRPNHead and isinstance(head, RPNHead)
     assert head.rpn_conv[0].with_norm
+
+
+CASCADE = Path(__file__).parents[2] / 'configs/mpvit/cascade-mask-rcnn_mpvit-small_fpn_ms-3x_coco.py'
+
+
+def cascade(stage_loss_weights):
+    model = Config.fromfile(CASCADE).model
+    assert model.roi_head.type == 'Detectron2CascadeRoIHead'
+    model.roi_head.stage_loss_weights = stage_loss_weights
+    torch.manual_seed(0)
+    return MODELS.build(dict(model.roi_head, train_cfg=model.train_cfg.rcnn, test_cfg=model.test_cfg.rcnn))
+
+
+def image():
+    """Maps, proposals and annotations of two objects."""
+    torch.manual_seed(1)
+    maps = tuple(torch.randn(1, 256, 16 >> i, 24 >> i) for i in range(4))
+    boxes = torch.tensor([[8.0, 8, 56, 40], [40, 20, 90, 60]])
+    masks = np.zeros((2, 64, 96), np.uint8)
+    masks[0, 8:40, 8:56] = masks[1, 20:60, 40:90] = 1
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96), scale_factor=(1, 1)))
+    labels = torch.tensor([3, 7])
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=BitmapMasks(masks, 64, 96))
+    return maps, [InstanceData(bboxes=boxes.repeat(8, 1) + 4 * torch.randn(16, 4))], [sample]
+
+
+def test_cascade_has_one_mask_head_that_learns_once():
+    third, whole = cascade([1 / 3] * 3), cascade([1, 1, 1])
+    whole.load_state_dict(third.state_dict())
+    losses = []
+    for head in (third, whole):
+        data = image()
+        torch.manual_seed(2)  # for the samples
+        losses.append(head.train().loss(*data))
+    names = {f's{i}.{name}' for i in range(3) for name in ('loss_cls', 'acc', 'loss_bbox')}
+    assert losses[0].keys() == {*names, 's0.loss_mask'}
+    assert isinstance(third, Detectron2CascadeRoIHead) and type(third.mask_head).__name__ == 'FCNMaskHead'
+    torch.testing.assert_close(losses[0]['s0.loss_mask'], losses[1]['s0.loss_mask'])
+    for i in range(3):
+        torch.testing.assert_close(3 * losses[0][f's{i}.loss_cls'], losses[1][f's{i}.loss_cls'])
+    sum(value for name, value in losses[0].items() if 'loss' in name).backward()
+    assert all(x.grad is not None for x in third.parameters())
+
+
+def test_later_stages_of_a_cascade_keep_what_they_get():
+    head = cascade([1 / 3] * 3).train()
+    maps, proposals, samples = image()
+    counts = []
+    bbox_loss = head.bbox_loss
+
+    def counted(stage, x, sampling_results):
+        counts.append(len(sampling_results[0].priors))
+        return bbox_loss(stage, x, sampling_results)
+
+    head.bbox_loss = counted
+    head.loss(maps, proposals, samples)
+    # 16 proposals and 2 boxes of the ground truth, which are not refined further.
+    assert counts == [18, 16, 16]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('with_mask', [True, False])
+def test_cascade_predicts(with_mask):
+    head = cascade([1 / 3] * 3).eval()
+    maps, proposals, samples = image()
+    if not with_mask:
+        del head.mask_head
+    scores, deltas, *masks = head(maps, proposals, samples)
+    assert scores[0].shape == (16, 81) and deltas[0].shape == (16, 4)
+    assert [x[0].shape for x in masks] == ([(16, 80, 28, 28)] if with_mask else [])
+    torch.testing.assert_close(scores[0].exp().sum(1), torch.ones(16))
+    head.test_cfg.score_thr = 0
+    result = head.predict(maps, proposals, samples, rescale=True)[0]
+    assert len(result) and ('masks' in result) == with_mask
+    assert not with_mask or result.masks.shape == (len(result), 64, 96)

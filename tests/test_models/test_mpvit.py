@@ -4,6 +4,7 @@ import pytest
 import torch
 from forms import MPVIT, slim
 from mmengine.registry import MODELS
+from references.mpvit import PlainMPViT
 from torch import nn
 
 from mmvitzoo.checkpoints import convert
@@ -34,6 +35,16 @@ def test_equals_original(arch, load_golden):
         # Ten times tighter than needed: a wrong eps or GELU already fails.
         assert reference.error(name, tensor) < 1e-5, name
     assert sum(p.numel() for p in [*model.parameters(), *head]) == PARAMS[arch]
+
+
+@pytest.mark.parametrize('size', [(64, 64), (80, 45)])
+def test_equals_the_plain_version(size):
+    torch.manual_seed(0)
+    model = slim('mpvit').eval()
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        for a, b in zip(model(x), PlainMPViT(model).eval()(x)):
+            assert (a - b).norm() < 1e-5 * b.norm()
 
 
 def test_token_softmax_survives_float16():

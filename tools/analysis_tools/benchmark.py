@@ -103,6 +103,21 @@ def mvitv2_tiny_dense():
     }
 
 
+def mpvit_small():
+    """The last map, as classifiers read it."""
+    from references.mpvit import PlainMPViT
+
+    model = ours(type='MPViT', arch='small', out_indices=(3,))
+    return (8, 3, 224, 224), {'ours': model, 'plain': PlainMPViT(model).eval()}
+
+
+def mpvit_small_dense():
+    from references.mpvit import PlainMPViT
+
+    model = ours(type='MPViT', arch='small')
+    return (1, 3, 800, 1216), {'ours': model, 'plain': PlainMPViT(model).eval()}
+
+
 def scalablevit_small():
     """The last map, as classifiers read it."""
     from references.scalablevit import PlainScalableViT
@@ -123,6 +138,8 @@ CASES = {
     'upernet-base': upernet_base,
     'mvitv2-tiny': mvitv2_tiny,
     'mvitv2-tiny-dense': mvitv2_tiny_dense,
+    'mpvit-small': mpvit_small,
+    'mpvit-small-dense': mpvit_small_dense,
     'scalablevit-small': scalablevit_small,
     'scalablevit-small-dense': scalablevit_small_dense,
 }

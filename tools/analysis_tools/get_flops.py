@@ -1,14 +1,16 @@
 """Counts parameters, operations and activations of a config's model: get_flops.py CONFIG [--shape H W].
 
-Only shapes are computed, so that the largest models take seconds and no memory. A FLOP is one
-multiplication with its addition, as tables of vision models count. Two conventions:
+Only shapes are computed (but for the transformer of Deformable DETR), so that the largest models take
+seconds and little memory. A FLOP is one multiplication with its addition, as tables of vision models
+count. Two conventions:
 
 - all operations: every matrix product and convolution, those within attention included, five per
   element of a LayerNorm or GroupNorm, two of a BatchNorm, four of a bilinear interpolation, one of
   a nearest one or of an adaptive pooling. So count fvcore and MMEngine, which know no fused attention.
 - modules only: without products within attention, as MMDetection 2.x and MMSegmentation 0.x printed.
 
-Detectors with regions of interest count 1000 boxes and 100 masks, as MMDetection 2.x did.
+Detectors with regions of interest count 1000 boxes and 100 masks, as MMDetection 2.x did. Detectors with
+parts that this does not know are refused. Needs PyTorch 2.3.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -40,6 +43,9 @@ ELEMENTWISE = {
 # Products of two activations; products with weights are matrix products without a batch.
 WITHIN_ATTENTION = (aten.bmm, aten.baddbmm)
 BOXES, MASKS = 1000, 100
+TWO_STAGES = {'rpn_head', 'roi_head'} | {
+    f'roi_head.{name}' for name in ('bbox_roi_extractor', 'bbox_head', 'mask_roi_extractor', 'mask_head')
+}
 
 
 @dataclass
@@ -93,19 +99,23 @@ def measure(config: Config, shape: Optional[Sequence[int]] = None) -> Cost:
         shape: (H, W) of the image; None is that of published tables, see :func:`default_shape`.
 
     Raises:
-        NotImplementedError: MMDetection knows such detectors, this function does not.
+        NotImplementedError: A detector with parts that would be left out.
     """
     init_default_scope(config.default_scope)
     shape = tuple(shape or default_shape(config))
-    with torch.device('meta'):
-        model = MODELS.build(config.model).eval()
-        x = torch.empty(1, 3, *shape)
+    try:
+        with torch.device('meta'):
+            model = MODELS.build(config.model)
+    except RuntimeError:  # of constructors that compute
+        model = MODELS.build(config.model).to('meta')
+    model.eval()
     params = sum(parameter.numel() for parameter in model.parameters())
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation, of which nothing is known
+    # Attention by its products, not as one operation of which nothing is known.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), Counting() as counting:
-            forward(model, x)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Counting() as counting:
+            forward(model, torch.empty(1, 3, *shape, device='meta'))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     modules = sum(n for kind, n in counting.flops.items() if kind not in WITHIN_ATTENTION)
@@ -113,13 +123,16 @@ def measure(config: Config, shape: Optional[Sequence[int]] = None) -> Cost:
 
 
 def default_shape(config: Config) -> Tuple[int, int]:
-    """(H, W) for which published tables count models of this kind."""
-    if config.default_scope == 'mmpretrain':
-        return 224, 224
+    """(H, W) for which published tables count models of this kind: by the images that the config tests on."""
     if config.default_scope == 'mmseg':
         return 512, 2048
-    augments = config.model.data_preprocessor.get('batch_augments') or []
-    return next((tuple(x['size']) for x in augments if x['type'] == 'BatchFixedSizePad'), (800, 1280))
+    transforms = config.get('test_pipeline') or config.test_dataloader.dataset.pipeline
+    sizes = {x['type']: x.get('crop_size') or x.get('scale') for x in transforms}
+    if config.default_scope == 'mmpretrain':
+        size = sizes.get('CenterCrop') or 224
+        return (size, size) if isinstance(size, int) else tuple(size)
+    size = sizes.get('Resize') or (1333, 800)
+    return (size[1], size[0]) if size[0] == size[1] else (800, 1280)
 
 
 def forward(model: nn.Module, x: Tensor) -> None:
@@ -127,21 +140,24 @@ def forward(model: nn.Module, x: Tensor) -> None:
     if hasattr(model, 'decode_head'):
         model(x)
         return
+    parts = {name for name, _ in model.named_children()} - {'data_preprocessor', 'backbone', 'neck'}
+    parts |= {f'roi_head.{name}' for name, _ in getattr(model, 'roi_head', nn.Module()).named_children()}
     features = model.extract_feat(x)
-    if hasattr(model, 'head'):
+    if parts == {'head'}:
         model.head(features)
-    elif hasattr(model, 'rpn_head'):
+    elif 'roi_head' in parts and parts <= TWO_STAGES:
         model.rpn_head(features)
-        box_heads, mask_heads = model.roi_head.bbox_head, model.roi_head.mask_head
-        for heads, regions in ((box_heads, BOXES), (mask_heads, MASKS)):
-            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+        for name, regions in (('bbox_head', BOXES), ('mask_head', MASKS)):
+            heads = getattr(model.roi_head, name, [])
+            for head in heads if isinstance(heads, (nn.ModuleList, list)) else [heads]:
                 head(x.new_empty(regions, head.in_channels, *head.roi_feat_size))
+    elif parts == {'bbox_head'}:
+        model.bbox_head(features)
     elif hasattr(model, 'forward_transformer'):
         detr(model, features, x.shape[2:])
-    elif hasattr(model, 'bbox_head'):
-        model.bbox_head(features)
     else:
-        raise NotImplementedError(f'{type(model).__name__} is no detector whose parts are known here')
+        unknown = ', '.join(sorted(parts - TWO_STAGES))
+        raise NotImplementedError(f'{type(model).__name__} has parts that are not known here: {unknown}')
 
 
 def detr(model: nn.Module, features: Sequence[Tensor], shape: Sequence[int]) -> None:
@@ -165,7 +181,10 @@ def main():
     args = parser.parse_args()
     if args.shape and min(args.shape) < 32:
         parser.error(f'--shape: images have at least 32 pixels a side, got {args.shape}')
-    cost = measure(read_config(args.config), args.shape)
+    try:
+        cost = measure(read_config(args.config), args.shape)
+    except NotImplementedError as error:
+        parser.exit(1, f'{args.config}: {error}\n')
     if args.json:
         print(json.dumps(asdict(cost)))
         return

@@ -8,7 +8,7 @@ it. From there tables are written: into `configs/*/README.md`, in place of what 
 import argparse
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import yaml
 from get_flops import measure
@@ -28,10 +28,10 @@ METRICS = {
 LEGEND = (
     'Parameters in millions and FLOPs in billions, one for a multiplication with its addition: measured here by '
     '`tools/analysis_tools/zoo_table.py`, and as published, with the difference. FLOPs are of all operations and, '
-    'after the stroke, of modules only, without the products within attention; the difference is to the one named. '
-    'Images have 224 x 224 pixels in classification, 512 x 2048 in segmentation, 800 x 1280 in detection, but 1024 x '
-    '1024 with large-scale jitter; detectors count 1000 boxes and 100 masks. Metrics are the published ones, '
-    'of the weights that the originals publish; nothing was trained here.'
+    'after the stroke, of modules only, without the products within attention; the difference is to the one that '
+    'the source counts. Images have 224 x 224 pixels in classification, 512 x 2048 in segmentation, 800 x 1280 in '
+    'detection, and 1024 x 1024 for ViTDet; detectors count 1000 boxes and 100 masks. Metrics are the published '
+    'ones, of the weights that the originals publish; nothing was trained here.'
 )
 
 
@@ -47,20 +47,14 @@ def measured(model: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def nearest(model: Dict[str, Any], published: Dict[str, Any]) -> Dict[str, Tuple[float, str]]:
-    """Relative differences to a published row, by its field, with the convention of FLOPs that is meant."""
-    metadata, differences = model['Metadata'], {}
-    if 'Parameters (M)' in published:
-        differences['Parameters (M)'] = metadata['Parameters'] / 1e6 / published['Parameters (M)'] - 1, ''
-    if 'FLOPs (G)' in published:
-        differences['FLOPs (G)'] = min(
-            (
-                (metadata[field] / 1e9 / published['FLOPs (G)'] - 1, name)
-                for field, name in (('FLOPs', 'all'), ('Module FLOPs', 'modules'))
-            ),
-            key=lambda difference: abs(difference[0]),
-        )
-    return differences
+def differences(model: Dict[str, Any], published: Dict[str, Any]) -> Dict[str, float]:
+    """Relative differences to the fields of a published row, FLOPs in the convention of its source."""
+    counted = 'FLOPs' if published.get('Convention') == 'all' else 'Module FLOPs'
+    ours = {
+        'Parameters (M)': model['Metadata']['Parameters'] / 1e6,
+        'FLOPs (G)': model['Metadata'][counted] / 1e9,
+    }
+    return {field: value / published[field] - 1 for field, value in ours.items() if field in published}
 
 
 def dataset(model: Dict[str, Any]) -> Optional[str]:
@@ -71,11 +65,17 @@ def dataset(model: Dict[str, Any]) -> Optional[str]:
 
 def table(models: List[Dict[str, Any]], folder: str) -> str:
     """Markdown of entries of one dataset; links are relative to a folder of the repository."""
-    shown = [metric for metric in METRICS if any(metric in metrics(model) for model in models)]
+    # The first published row has the metrics of the results, others their own.
+    rows = [
+        (model, published, metrics(model) if i == 0 else published['Metrics'])
+        for model in models
+        for i, published in enumerate(model.get('Published', [{}]))
+    ]
+    shown = [metric for metric in METRICS if any(metric in values for *_, values in rows)]
     costs = ['Parameters', 'published', 'FLOPs, all / modules', 'published']
     header = ['Config', *costs, *(METRICS[metric] for metric in shown)]
     lines, notes = [header, ['---'] * len(header)], []
-    for model in models:
+    for model, published, values in rows:
         link = Path('../' * (folder.count('/') + 1), model['Config'])
         if model['Config'].startswith(f'{folder}/'):
             link = Path(model['Config']).name
@@ -84,10 +84,12 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
             if model['Note'] not in notes:
                 notes.append(model['Note'])
             mark = f' [{notes.index(model["Note"]) + 1}]'
-        published = next(iter(model.get('Published', [])), {})
+        if 'Metrics' in published:
+            mark += f', {published["Source"]}'
         cells = {}
-        for field, (difference, convention) in nearest(model, published).items():
-            cells[field] = f'{published[field]} ({difference:+.1%}{convention and ", " + convention})'
+        for field, difference in differences(model, published).items():
+            convention = f', {published["Convention"]}' if 'FLOPs' in field else ''
+            cells[field] = f'{published[field]} ({difference:+.1%}{convention})'.replace('-0.0%', '+0.0%')
         metadata = model['Metadata']
         flops = f'{metadata["FLOPs"] / 1e9:.4g} / {metadata["Module FLOPs"] / 1e9:.4g}'
         lines.append(
@@ -97,7 +99,7 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
                 cells.get('Parameters (M)', ''),
                 flops,
                 cells.get('FLOPs (G)', ''),
-                *(str(metrics(model).get(metric, '')) for metric in shown),
+                *(str(values.get(metric, '')) for metric in shown),
             ]
         )
     text = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)

@@ -1,4 +1,4 @@
-# COCO with large-scale jitter, and test images padded to the size of the training images.
+# COCO with large-scale jitter, and test images of at most the size of the training images.
 _base_ = ['mmdet::_base_/datasets/coco_instance.py', './large_scale_jitter.py']
 
 image_size = _base_.image_size
@@ -11,8 +11,6 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=image_size, keep_ratio=True),
-    # About the mean in BGR, so that it is about zero where Detectron2 pads with zeros.
-    dict(type='Pad', size=image_size, pad_val=dict(img=(104, 116, 124))),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]

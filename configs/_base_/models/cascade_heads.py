@@ -1,4 +1,5 @@
-# Detectron2's newer Cascade R-CNN heads: four convolutions and a linear, boxes without classes.
+# Detectron2's newer Cascade R-CNN heads: four convolutions and a linear, boxes without classes. Configs
+# that use them import mmvitzoo.models.heads.
 cascade_box_heads = [
     dict(
         type='Shared4Conv1FCBBoxHead',
@@ -19,9 +20,9 @@ cascade_box_heads = [
     for centre, size in [(10, 5), (20, 10), (30, 15)]
 ]
 cascade_roi_head = dict(
-    type='CascadeRoIHead',
+    type='Detectron2CascadeRoIHead',
     num_stages=3,
-    # Detectron2 scales the gradient that leaves the heads, and Adam does not see the heads' own.
+    # Detectron2 divides the gradient that leaves the heads, which reaches the backbone, not the heads' own.
     stage_loss_weights=[1 / 3, 1 / 3, 1 / 3],
 )
 cascade_train_cfg = [
@@ -34,10 +35,13 @@ cascade_train_cfg = [
             match_low_quality=False,
             ignore_iof_thr=-1,
         ),
-        sampler=dict(type='RandomSampler', num=512, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
+        # Only the first stage samples, and adds the ground truth; the others keep what they get.
+        sampler=dict(
+            type='RandomSampler', num=512, pos_fraction=fraction, neg_pos_ub=-1, add_gt_as_proposals=fraction < 1
+        ),
         mask_size=28,
         pos_weight=-1,
         debug=False,
     )
-    for overlap in (0.5, 0.6, 0.7)
+    for overlap, fraction in [(0.5, 0.25), (0.6, 1.0), (0.7, 1.0)]
 ]

@@ -4,10 +4,7 @@ _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 norm_cfg = dict(type='LayerNorm2d', eps=1e-6)
 model = dict(
-    data_preprocessor=dict(
-        # RoI heads read masks, which are padded to the size of the image.
-        batch_augments=[dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)]
-    ),
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         _delete_=True,
         type='PlainViT',
