@@ -251,7 +251,24 @@ def test_small_plain_models_train(run, workspace):
 
 
 def test_benchmark(run, workspace):
-    output = run('python tools/analysis_tools/benchmark.py upernet-base --rounds 1 --threads 1 --json out/speed.json')
-    assert re.search(r'timm vit_base_patch16_224 +[0-9.]+ s +[0-9.]+x', output)
-    assert len(json.loads((workspace / 'out/speed.json').read_text())['upernet-base']) == 3
-    assert 'unknown case x; known are' in run('python tools/analysis_tools/benchmark.py x', fails=True)
+    script = 'python tools/analysis_tools/benchmark.py'
+    output = run(f'{script} upernet-base --rounds 1 --threads 1 --json out/speed.json')
+    assert re.search(r'timm vit_base_patch16_224 +[0-9.]+ s +[0-9.]+x +[0-9]+ MiB +[0-9.]+x', output)
+    results = json.loads((workspace / 'out/speed.json').read_text())['upernet-base']
+    assert len(results) == 3 and all(x['seconds'] > 0 and x['mebibytes'] > 0 for x in results.values())
+    assert 'unknown case x; known are' in run(f'{script} x', fails=True)
+    if not torch.cuda.is_available():
+        assert 'torch sees no GPU' in run(f'{script} mpvit-small --device cuda', fails=True)
+
+
+@pytest.mark.parametrize('options', ['--train', '--bf16', '--channels-last', '--train --bf16 --channels-last'])
+def test_benchmark_of_a_training_step(options, run, workspace):
+    """Every case runs in every kind of run; the chart is drawn."""
+    cases = 'vit-base mvitv2-tiny mpvit-small scalablevit-small'
+    chart = workspace / 'out' / 'chart.png'
+    chart.unlink(missing_ok=True)
+    options = f'--shape 1 224 224 --rounds 1 --threads 1 {options} --chart {chart}'
+    output = run(f'python tools/analysis_tools/benchmark.py {cases} {options}')
+    names = re.findall(r'^(\S+) +(\S.*?) +[0-9.]+ s', output, re.MULTILINE)
+    assert len(names) == 2 + 4 + 2 + 2 and 'left out' not in output
+    assert plt.imread(chart).shape[1] > 500

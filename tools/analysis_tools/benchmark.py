@@ -1,9 +1,9 @@
 """Times backbones of this package beside their peers: benchmark.py [CASE ...].
 
-Models of a case take turns in one process; printed are medians, and each peer's time over ours.
-The peers have random weights, as ours have; plain versions of a model, from `benchmarks/`, have the
-same. `memory` shows how the memory of an attention block
-that sees the whole image grows with the image.
+Models of a case take turns in one process; printed are the medians of their times and what a run takes of
+memory at its peak, beyond models and input, and both over ours. Peers that are not installed are left
+out. The peers have random weights, as ours have; plain versions of a model, from `benchmarks/`, have the
+same. `memory` shows how the memory of an attention block that sees the whole image grows with the image.
 """
 
 import argparse
@@ -12,130 +12,155 @@ import json
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.registry import MODELS
+from torch import Tensor, nn
 
 import mmvitzoo  # noqa: F401  registers the models
 from mmvitzoo.models.backbones.vit import PlainBlock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 
+# Ours, and what builds its peers.
+Case = Tuple[Tuple[int, ...], nn.Module, Dict[str, Callable[[], nn.Module]]]
 
-def ours(**cfg):
-    return MODELS.build(cfg).eval()
+
+class Method(nn.Module):
+    """A method of a model, called as a model."""
+
+    def __init__(self, model: nn.Module, name: str, **kwargs):
+        super().__init__()
+        self.model, self.name, self.kwargs = model, name, kwargs
+
+    def forward(self, x: Tensor) -> Any:
+        return getattr(self.model, self.name)(x, **self.kwargs)
 
 
-def timm_model(name, **kwargs):
+def timm_model(name: str, method: str = 'forward_features', img_size: Optional[int] = None, **kwargs) -> nn.Module:
     import timm
 
-    return timm.create_model(name, num_classes=0, **kwargs).eval()
+    sizes = {} if img_size is None else dict(img_size=img_size)
+    return Method(timm.create_model(name, num_classes=0, **sizes), method, **kwargs)
 
 
-def vitdet_base():
-    """ViTDet's backbone without its pyramid; timm's has Segment Anything's neck, 0.3% of the work."""
-    model = ours(
-        type='PlainViT',
-        arch='base',
-        img_size=1024,
-        pretrain_img_size=224,
-        with_cls_token=False,
-        final_norm=False,
-        window_size=14,
-        global_attn_indexes=(2, 5, 8, 11),
-        use_rel_pos=True,
-    )
-    return (1, 3, 1024, 1024), {
-        'ours': model,
-        'timm samvit_base_patch16': timm_model('samvit_base_patch16').forward_features,
-    }
-
-
-def upernet_base():
-    """The four maps that UPerNet reads."""
-    from mmseg.models.backbones import VisionTransformer
-
-    blocks = (2, 5, 8, 11)
-    peer = timm_model('vit_base_patch16_224', img_size=512)
-    mmseg = VisionTransformer(img_size=512, embed_dims=768, num_layers=12, num_heads=12, out_indices=blocks)
-    mmseg.eval()  # returns None
-    return (1, 3, 512, 512), {
-        'ours': ours(type='PlainViT', arch='base', img_size=512, out_indices=blocks, final_norm=False),
-        'mmseg VisionTransformer': mmseg,
-        'timm vit_base_patch16_224': lambda x: peer.forward_intermediates(
-            x, indices=list(blocks), intermediates_only=True
-        ),
-    }
-
-
-def mmpretrain_mvit(**kwargs):
+def mmpretrain_mvit(**kwargs) -> nn.Module:
     from mmpretrain.models.backbones import MViT
 
-    model = MViT('tiny', **kwargs)
-    model.eval()  # returns None
-    return model
+    return MViT('tiny', **kwargs)
 
 
-def mvitv2_tiny():
+def mmseg_vit(**kwargs) -> nn.Module:
+    from mmseg.models.backbones import VisionTransformer
+
+    return VisionTransformer(**kwargs)
+
+
+def plain(family: str, model: nn.Module) -> Callable[[], nn.Module]:
+    from importlib import import_module
+
+    kind = f'Plain{type(model).__name__}'
+    return lambda: getattr(import_module(f'references.{family}'), kind)(model)
+
+
+def vitdet_base() -> Case:
+    """ViTDet's backbone without its pyramid; timm's has Segment Anything's neck, 0.3% of the work."""
+    model = MODELS.build(
+        dict(
+            type='PlainViT',
+            arch='base',
+            img_size=1024,
+            pretrain_img_size=224,
+            with_cls_token=False,
+            final_norm=False,
+            window_size=14,
+            global_attn_indexes=(2, 5, 8, 11),
+            use_rel_pos=True,
+        )
+    )
+    return (1, 3, 1024, 1024), model, {'timm samvit_base_patch16': lambda: timm_model('samvit_base_patch16')}
+
+
+def upernet_base() -> Case:
+    """The four maps that UPerNet reads."""
+    blocks = (2, 5, 8, 11)
+    model = MODELS.build(dict(type='PlainViT', arch='base', img_size=512, out_indices=blocks, final_norm=False))
+    return (
+        (1, 3, 512, 512),
+        model,
+        {
+            'mmseg VisionTransformer': lambda: mmseg_vit(
+                img_size=512, embed_dims=768, num_layers=12, num_heads=12, out_indices=blocks
+            ),
+            'timm vit_base_patch16_224': lambda: timm_model(
+                'vit_base_patch16_224',
+                'forward_intermediates',
+                512,
+                indices=list(blocks),
+                intermediates_only=True,
+                norm=False,
+            ),
+        },
+    )
+
+
+def vit_base() -> Case:
     """The last map, as classifiers read it."""
-    from references.mvitv2 import PlainMViTv2
-
-    model = ours(type='MViTv2', arch='tiny')
-    return (8, 3, 224, 224), {
-        'ours': model,
-        'plain': PlainMViTv2(model).eval(),
-        'timm mvitv2_tiny': timm_model('mvitv2_tiny').forward_features,
-        'mmpretrain MViT': mmpretrain_mvit(),
-    }
+    model = MODELS.build(dict(type='PlainViT', arch='base'))
+    return (8, 3, 224, 224), model, {'timm vit_base_patch16_224': lambda: timm_model('vit_base_patch16_224')}
 
 
-def mvitv2_tiny_dense():
+def mvitv2_tiny() -> Case:
+    """The last map, as classifiers read it."""
+    model = MODELS.build(dict(type='MViTv2', arch='tiny'))
+    return (
+        (8, 3, 224, 224),
+        model,
+        {
+            'plain': plain('mvitv2', model),
+            'timm mvitv2_tiny': lambda: timm_model('mvitv2_tiny'),
+            'mmpretrain MViT': mmpretrain_mvit,
+        },
+    )
+
+
+def mvitv2_tiny_dense() -> Case:
     """Four maps in the detection form. MMPretrain's model has no windows."""
-    from references.mvitv2 import PlainMViTv2
-
     scales = (0, 1, 2, 3)
-    model = ours(type='MViTv2', arch='tiny', out_indices=scales, window_attention=True)
-    return (1, 3, 800, 1216), {
-        'ours': model,
-        'plain': PlainMViTv2(model).eval(),
-        'mmpretrain MViT': mmpretrain_mvit(out_scales=scales),
-    }
+    model = MODELS.build(dict(type='MViTv2', arch='tiny', out_indices=scales, window_attention=True))
+    peers = {'plain': plain('mvitv2', model), 'mmpretrain MViT': lambda: mmpretrain_mvit(out_scales=scales)}
+    return (1, 3, 800, 1216), model, peers
 
 
-def mpvit_small():
+def mpvit_small() -> Case:
     """The last map, as classifiers read it."""
-    from references.mpvit import PlainMPViT
-
-    model = ours(type='MPViT', arch='small', out_indices=(3,))
-    return (8, 3, 224, 224), {'ours': model, 'plain': PlainMPViT(model).eval()}
+    model = MODELS.build(dict(type='MPViT', arch='small', out_indices=(3,)))
+    return (8, 3, 224, 224), model, {'plain': plain('mpvit', model)}
 
 
-def mpvit_small_dense():
-    from references.mpvit import PlainMPViT
-
-    model = ours(type='MPViT', arch='small')
-    return (1, 3, 800, 1216), {'ours': model, 'plain': PlainMPViT(model).eval()}
+def mpvit_small_dense() -> Case:
+    model = MODELS.build(dict(type='MPViT', arch='small'))
+    return (1, 3, 800, 1216), model, {'plain': plain('mpvit', model)}
 
 
-def scalablevit_small():
+def scalablevit_small() -> Case:
     """The last map, as classifiers read it."""
-    from references.scalablevit import PlainScalableViT
-
-    model = ours(type='ScalableViT', arch='small', out_indices=(3,))
-    return (8, 3, 224, 224), {'ours': model, 'plain': PlainScalableViT(model).eval()}
+    model = MODELS.build(dict(type='ScalableViT', arch='small', out_indices=(3,)))
+    return (8, 3, 224, 224), model, {'plain': plain('scalablevit', model)}
 
 
-def scalablevit_small_dense():
-    from references.scalablevit import PlainScalableViT
-
-    model = ours(type='ScalableViT', arch='small')
-    return (1, 3, 800, 1216), {'ours': model, 'plain': PlainScalableViT(model).eval()}
+def scalablevit_small_dense() -> Case:
+    model = MODELS.build(dict(type='ScalableViT', arch='small'))
+    return (1, 3, 800, 1216), model, {'plain': plain('scalablevit', model)}
 
 
 CASES = {
     'vitdet-base': vitdet_base,
     'upernet-base': upernet_base,
+    'vit-base': vit_base,
     'mvitv2-tiny': mvitv2_tiny,
     'mvitv2-tiny-dense': mvitv2_tiny_dense,
     'mpvit-small': mpvit_small,
@@ -145,64 +170,152 @@ CASES = {
 }
 
 
-def run_case(case, rounds):
-    """Medians in seconds by model."""
-    shape, models = CASES[case]()
-    x = torch.randn(shape)
-    times = {name: [] for name in models}
-    with torch.inference_mode():
-        for model in models.values():
-            model(x)
-        for _ in range(rounds):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(x)
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]:
+    """Median seconds and peak mebibytes by model."""
+    shape, ours, peers = CASES[case]()
+    models = {'ours': ours}
+    for name, build in peers.items():
+        try:
+            models[name] = build()
+        except ImportError as error:
+            print(f'{case:26}{name:30}left out: {error}', flush=True)
+    x = torch.randn(*(args.shape[:1] + [3] + args.shape[1:] if args.shape else shape), device=args.device)
+    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+    x = x.contiguous(memory_format=memory_format)
+    for name, model in models.items():
+        model.train(args.train)  # MMPretrain's returns None
+        model = model.to(args.device, memory_format=memory_format)
+        models[name] = torch.compile(model) if args.compile else model
+    memory = {}
+    for name, model in models.items():
+        step(model, x, args)  # what is compiled, and allocated once
+        memory[name] = peak_memory(lambda model=model: step(model, x, args), args.device)
+    times: Dict[str, List[float]] = {name: [] for name in models}
+    for _ in range(args.rounds):
+        for name, model in models.items():
+            times[name].append(seconds(lambda model=model: step(model, x, args), args.device))
+    return {name: dict(seconds=statistics.median(times[name]), mebibytes=memory[name]) for name in models}
 
 
-def status(field):
+def step(model: nn.Module, x: Tensor, args: argparse.Namespace) -> None:
+    """One inference, or one forward and backward pass."""
+    half = torch.autocast(args.device, torch.bfloat16) if args.bf16 else nullcontext()
+    with nullcontext() if args.train else torch.inference_mode():
+        with half:
+            outs = model(x)
+        if args.train:
+            maps = [outs] if isinstance(outs, Tensor) else outs
+            sum(out.float().mean() for out in maps).backward()
+            model.zero_grad()
+
+
+def seconds(work: Callable[[], None], device: str) -> float:
+    if device == 'cpu':
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def peak_memory(work: Callable[[], None], device: str) -> float:
+    """MiB beyond what is there before; on a CPU only Linux tells, others get NaN."""
+    if device != 'cpu':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not Path('/proc/self/clear_refs').exists():
+        return float('nan')
+    gc.collect()
+    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
+    before = status('VmRSS')
+    work()
+    return status('VmHWM') - before
+
+
+def status(field: str) -> float:
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def global_block_memory(pixels):
-    """Peak MiB beyond its input that a ViT-B block with relative positions needs (Linux only)."""
+def global_block_memory(pixels: int) -> float:
+    """Peak MiB of a ViT-B block with relative positions that attends to the whole image."""
     side = pixels // 16
     block = PlainBlock(768, 12, 4, 0, rel_pos_size=(side, side)).eval()
     x = torch.randn(1, side, side, 768)
-    gc.collect()
-    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
-    before = status('VmRSS')
     with torch.inference_mode():
-        block(x)
-    return status('VmHWM') - before
+        return peak_memory(lambda: block(x), 'cpu')
+
+
+def draw(results: Dict[str, Dict[str, Dict[str, float]]], title: str, path: str) -> None:
+    """A bar for each model of each case: its time over ours."""
+    import matplotlib.pyplot as plt
+
+    bars = [
+        (case, name, x['seconds'], x['seconds'] / models['ours']['seconds'])
+        for case, models in results.items()
+        for name, x in models.items()
+    ]
+    figure, axis = plt.subplots(figsize=(9, 0.6 + 0.3 * len(bars)))
+    places = range(len(bars))
+    axis.barh(places, [bar[3] for bar in bars], color=['C0' if bar[1] == 'ours' else 'C7' for bar in bars])
+    for place, (*_, time_, ratio) in zip(places, bars):
+        axis.text(ratio, place, f' {time_:.3g} s', va='center', fontsize=8)
+    axis.set_yticks(places, [f'{case}: {name}' for case, name, *_ in bars], fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.axvline(1, color='C0', linewidth=0.8)
+    axis.set(xlabel='time over ours', title=title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('cases', nargs='*', metavar='CASE', help=f'{", ".join(CASES)} or memory; default: all')
     parser.add_argument('--rounds', type=int, default=5, help='times that every model takes its turn')
-    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--threads', type=int, default=2, help='of the CPU')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--shape', nargs=3, type=int, metavar=('B', 'H', 'W'), help='images; default: as the case says')
+    parser.add_argument('--train', action='store_true', help='forward and backward pass instead of inference')
+    parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
+    parser.add_argument('--compile', action='store_true', help='torch.compile every model')
+    parser.add_argument('--channels-last', action='store_true', help='models and images in channels-last memory')
     parser.add_argument('--json', help='file to write the numbers to')
+    parser.add_argument('--chart', help='picture of the times to write')
     args = parser.parse_args()
     unknown = set(args.cases) - {*CASES, 'memory'}
     if unknown:
         parser.error(f'unknown case {", ".join(unknown)}; known are {", ".join(CASES)}, memory')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: torch sees no GPU')
     torch.set_num_threads(args.threads)
-    cases = args.cases or [*CASES, 'memory']
-    results = {}
-    for case in cases:
+    torch.manual_seed(0)
+    results: Dict[str, Any] = {}
+    for case in args.cases or [*CASES, 'memory']:
         if case == 'memory':
-            results[case] = {f'{pixels} pixels': global_block_memory(pixels) for pixels in (1024, 2048, 4096)}
-            for name, mebibytes in results[case].items():
-                print(f'{case:26}{name:30}{mebibytes:8.0f} MiB')
+            for pixels in (1024, 2048, 4096):
+                print(f'{case:26}{f"{pixels} pixels":30}{global_block_memory(pixels):8.0f} MiB')
             continue
-        results[case] = run_case(case, args.rounds)
-        for name, seconds in results[case].items():
-            print(f'{case:26}{name:30}{seconds:8.3f} s{seconds / results[case]["ours"]:8.2f}x', flush=True)
+        results[case] = run_case(case, args)
+        ours = results[case]['ours']
+        for name, model in results[case].items():
+            ratios = {key: model[key] / max(ours[key], 1e-9) for key in model}
+            print(
+                f'{case:26}{name:30}{model["seconds"]:8.3f} s{ratios["seconds"]:8.2f}x'
+                f'{model["mebibytes"]:10.0f} MiB{ratios["mebibytes"]:8.2f}x',
+                flush=True,
+            )
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=2) + '\n')
+    if args.chart:
+        kind = ['training step' if args.train else 'inference', 'bfloat16' if args.bf16 else 'float32', args.device]
+        draw(results, ', '.join(kind), args.chart)
 
 
 if __name__ == '__main__':
