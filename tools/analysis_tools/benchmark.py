@@ -7,6 +7,7 @@ same. `memory` shows how the memory of an attention block that sees the whole im
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import statistics
@@ -232,6 +233,9 @@ def peak_memory(work: Callable[[], None], device: str) -> float:
     if not Path('/proc/self/clear_refs').exists():
         return float('nan')
     gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'malloc_trim'):
+        libc.malloc_trim(0)  # what is free but kept for later would hide what is taken
     Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
     before = status('VmRSS')
     work()
@@ -294,6 +298,8 @@ def main():
         parser.error(f'unknown case {", ".join(unknown)}; known are {", ".join(CASES)}, memory')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch sees no GPU')
+    for path in filter(None, (args.json, args.chart)):  # now, not when all is measured
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     results: Dict[str, Any] = {}
