@@ -86,7 +86,13 @@ def test_nothing_is_left_to_fill_in():
 
 @pytest.mark.parametrize(
     'page',
-    ['README.md', 'docs/model_zoo.md', 'docs/detectron2.md', *(f'configs/{name}/README.md' for name in FAMILIES)],
+    [
+        'README.md',
+        'docs/model_zoo.md',
+        'docs/detectron2.md',
+        'docs/performance.md',
+        *(f'configs/{name}/README.md' for name in FAMILIES),
+    ],
 )
 def test_links(page):
     links = re.findall(r'\]\(([^)#]+)', (ROOT / page).read_text())
