@@ -21,7 +21,7 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import Block, DepthwiseConv, Linear, without_autocast
+from ..layers import Block, DepthwiseConv, Linear, split_linear, without_autocast
 from .base import Backbone
 
 # Of 8 heads, 2 see relative positions through kernels of 3 x 3, 3 through 5 x 5, 3 through 7 x 7.
@@ -63,7 +63,7 @@ class FactorizedAttention(nn.Module):
 
     def forward(self, x: Tensor, crpe: nn.Module) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); ``crpe`` belongs to the encoder, its blocks share it."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = split_linear(self.qkv, x, 3)
         # Over many tokens the softmax is smaller than what half precision can hold.
         with without_autocast(x):
             k = k.flatten(1, 2).float().softmax(dim=1)
@@ -71,7 +71,7 @@ class FactorizedAttention(nn.Module):
             context = self.scale * (k @ rearrange(v.float(), 'b h w (heads c) -> b heads (h w) c', heads=NUM_HEADS))
         content = rearrange(q, 'b h w (heads c) -> b heads (h w) c', heads=NUM_HEADS) @ context.to(q.dtype)
         content = rearrange(content, 'b heads (h w) c -> b h w (heads c)', h=x.shape[1])
-        return self.proj(content + q * crpe(v))
+        return self.proj(torch.addcmul(content, q, crpe(v)))
 
 
 class PathBlock(Block):
