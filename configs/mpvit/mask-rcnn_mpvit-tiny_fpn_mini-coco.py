@@ -3,6 +3,7 @@ _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/datasets/mini_coco_instance.py',
     '../_base_/mini_det_runtime.py',
+    '../_base_/mini_init.py',
 ]
 custom_imports = dict(imports=['mmvitzoo'])
 
@@ -13,15 +14,7 @@ model = dict(
         _delete_=True,
         type='MPViT',
         arch='tiny',
-        # Without pretraining, smaller random convolutions than the authors' learn faster.
-        init_cfg=dict(
-            type='Kaiming',
-            layer=['Conv2d', 'Linear'],
-            a=5**0.5,
-            distribution='uniform',
-            mode='fan_in',
-            nonlinearity='leaky_relu',
-        ),
+        init_cfg=_base_.mini_init_cfg,
     ),
     neck=dict(in_channels=[96, 176, 216, 216], out_channels=channels),
     rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[6])),

@@ -3,6 +3,7 @@ _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/mini_coco_instance.py',
     '../_base_/mini_det_runtime.py',
+    '../_base_/mini_init.py',
 ]
 custom_imports = dict(imports=['mmvitzoo'])
 
@@ -18,15 +19,7 @@ model = dict(
             channel_ratios=(1, 1, 1, 1),
         ),
         out_indices=(1, 2, 3),
-        # Without pretraining, smaller random convolutions than the authors' learn faster.
-        init_cfg=dict(
-            type='Kaiming',
-            layer=['Conv2d', 'Linear'],
-            a=5**0.5,
-            distribution='uniform',
-            mode='fan_in',
-            nonlinearity='leaky_relu',
-        ),
+        init_cfg=_base_.mini_init_cfg,
     ),
     neck=dict(in_channels=[64, 128, 192], out_channels=96, start_level=0, num_outs=3),
     bbox_head=dict(

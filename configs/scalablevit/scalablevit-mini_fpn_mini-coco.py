@@ -3,6 +3,7 @@ _base_ = [
     'mmseg::_base_/models/fpn_r50.py',
     '../_base_/datasets/mini_coco_semantic.py',
     '../_base_/mini_seg_runtime.py',
+    '../_base_/mini_init.py',
 ]
 custom_imports = dict(imports=['mmvitzoo'])
 
@@ -19,15 +20,7 @@ model = dict(
             spatial_ratios=(8, 4, 2, 1),
             channel_ratios=(1, 1, 1, 1),
         ),
-        # Without pretraining, smaller random convolutions than the authors' learn faster.
-        init_cfg=dict(
-            type='Kaiming',
-            layer=['Conv2d', 'Linear'],
-            a=5**0.5,
-            distribution='uniform',
-            mode='fan_in',
-            nonlinearity='leaky_relu',
-        ),
+        init_cfg=_base_.mini_init_cfg,
     ),
     neck=dict(in_channels=[32, 64, 128, 192], out_channels=96),
     decode_head=dict(

@@ -1,5 +1,5 @@
 # A classifier of the digits that the demonstration data cuts out, to start small detectors from.
-_base_ = ['mmpretrain::_base_/default_runtime.py']
+_base_ = ['mmpretrain::_base_/default_runtime.py', '../_base_/mini_init.py']
 custom_imports = dict(imports=['mmvitzoo'])
 
 data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True, num_classes=10)
@@ -14,14 +14,7 @@ model = dict(
         use_rel_pos=True,
         # Without pretraining, larger random weights than the published models' learn sooner.
         rel_pos_std=0.5,
-        init_cfg=dict(
-            type='Kaiming',
-            layer=['Conv2d', 'Linear'],
-            a=5**0.5,
-            distribution='uniform',
-            mode='fan_in',
-            nonlinearity='leaky_relu',
-        ),
+        init_cfg=_base_.mini_init_cfg,
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss')),
