@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from forms import FORMS, slim
+from mmcv.cnn.utils import fuse_conv_bn
 from torch import nn
 
 WITH_BN = ('mpvit', 'vitae', 'vitae_s')
@@ -88,6 +89,28 @@ def test_norm_eval_keeps_statistics(form):
 
 
 @every_form
+def test_norms_fold_into_convolutions(form):
+    model = slim(form).train()
+    with torch.no_grad():
+        for _ in range(3):  # statistics that differ from the initial ones
+            model(torch.randn(2, 3, 64, 96))
+    fused = fuse_conv_bn(copy.deepcopy(model.eval()))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    x = torch.randn(2, 3, 70, 64)
+    with torch.no_grad():
+        assert_same_maps(fused(x), model(x))
+
+
+@every_form
+def test_channels_last_changes_nothing(form):
+    model = slim(form).eval()
+    x = torch.randn(2, 3, 70, 64)
+    with torch.no_grad():
+        expected = model(x)
+        assert_same_maps(model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), expected)
+
+
+@every_form
 def test_activation_checkpointing_keeps_less_and_changes_nothing(form):
     keeping, saving = slim(form), slim(form, with_cp=True)
     x = torch.randn(2, 3, 64, 64)
@@ -145,6 +168,26 @@ def test_compiles_without_graph_break(form):
     x = torch.randn(2, 3, 80, 96)
     with torch.no_grad():
         assert_same_maps(compiled(x), model(x))
+
+
+@every_form
+def test_compiles_once_for_many_sizes(form):
+    """Once for a batch, and once more for one image, whose sizes compilers treat as numbers."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = slim(form, out_indices=(0, 1)).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for shape in ((2, 3, 230, 256), (3, 3, 256, 288), (2, 3, 288, 227), (2, 3, 261, 240), (2, 3, 240, 290)):
+            x = torch.randn(shape)
+            assert_same_maps(compiled(x), model(x))
+        assert len(graphs) == 1
+        compiled(torch.randn(1, 3, 256, 240))
+        assert len(graphs) == 2
 
 
 @every_form

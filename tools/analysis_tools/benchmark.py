@@ -3,7 +3,8 @@
 Models of a case take turns in one process; printed are the medians of their times and what a run takes of
 memory at its peak, beyond models and input, and both over ours. Peers that are not installed are left
 out. The peers have random weights, as ours have; plain versions of a model, from `benchmarks/`, have the
-same. `memory` shows how the memory of an attention block that sees the whole image grows with the image.
+same. `memory` shows how the memory of an attention block that sees the whole image grows with the image,
+`checkpointing` what a training step keeps with and without activation checkpointing.
 """
 
 import argparse
@@ -169,6 +170,7 @@ CASES = {
     'scalablevit-small': scalablevit_small,
     'scalablevit-small-dense': scalablevit_small_dense,
 }
+MEMORY = ('memory', 'checkpointing')
 
 
 def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]:
@@ -186,6 +188,10 @@ def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]
     for name, model in models.items():
         model.train(args.train)  # MMPretrain's returns None
         model = model.to(args.device, memory_format=memory_format)
+        if args.fuse:
+            from mmcv.cnn.utils import fuse_conv_bn
+
+            model = fuse_conv_bn(model)
         models[name] = torch.compile(model) if args.compile else model
     memory = {}
     for name, model in models.items():
@@ -256,6 +262,22 @@ def global_block_memory(pixels: int) -> float:
         return peak_memory(lambda: block(x), 'cpu')
 
 
+def checkpointing_memory(device: str) -> Dict[str, Tuple[float, float]]:
+    """Peak MiB of a training step on one image of 1024 x 1024, keeping all and computing blocks again."""
+    window_vit = dict(with_cls_token=False, window_size=14, global_attn_indexes=(5, 11, 17, 23), use_rel_pos=True)
+    configs = {
+        'PlainViT large': dict(type='PlainViT', arch='large', img_size=1024, **window_vit),
+        'MViTv2 base': dict(type='MViTv2', arch='base', out_indices=(0, 1, 2, 3), window_attention=True),
+    }
+    x = torch.randn(1, 3, 1024, 1024, device=device)
+    args = argparse.Namespace(device=device, bf16=False, train=True)
+    peaks: Dict[str, Tuple[float, float]] = {}
+    for name, config in configs.items():
+        models = (MODELS.build(dict(config, with_cp=with_cp)).train().to(device) for with_cp in (False, True))
+        peaks[name] = tuple(peak_memory(lambda model=model: step(model, x, args), device) for model in models)
+    return peaks
+
+
 def draw(results: Dict[str, Dict[str, Dict[str, float]]], title: str, path: str) -> None:
     """A bar for each model of each case: its time over ours."""
     import matplotlib.pyplot as plt
@@ -281,7 +303,7 @@ def draw(results: Dict[str, Dict[str, Dict[str, float]]], title: str, path: str)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('cases', nargs='*', metavar='CASE', help=f'{", ".join(CASES)} or memory; default: all')
+    parser.add_argument('cases', nargs='*', metavar='CASE', help=f'{", ".join(CASES)}, {" or ".join(MEMORY)}; default: all')
     parser.add_argument('--rounds', type=int, default=5, help='times that every model takes its turn')
     parser.add_argument('--threads', type=int, default=2, help='of the CPU')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
@@ -289,13 +311,14 @@ def main():
     parser.add_argument('--train', action='store_true', help='forward and backward pass instead of inference')
     parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
     parser.add_argument('--compile', action='store_true', help='torch.compile every model')
+    parser.add_argument('--fuse', action='store_true', help="mmcv's fuse_conv_bn on every model, for inference")
     parser.add_argument('--channels-last', action='store_true', help='models and images in channels-last memory')
     parser.add_argument('--json', help='file to write the numbers to')
     parser.add_argument('--chart', help='picture of the times to write')
     args = parser.parse_args()
-    unknown = set(args.cases) - {*CASES, 'memory'}
+    unknown = set(args.cases) - {*CASES, *MEMORY}
     if unknown:
-        parser.error(f'unknown case {", ".join(unknown)}; known are {", ".join(CASES)}, memory')
+        parser.error(f'unknown case {", ".join(unknown)}; known are {", ".join([*CASES, *MEMORY])}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch sees no GPU')
     for path in filter(None, (args.json, args.chart)):  # now, not when all is measured
@@ -303,10 +326,14 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     results: Dict[str, Any] = {}
-    for case in args.cases or [*CASES, 'memory']:
+    for case in args.cases or [*CASES, *MEMORY]:
         if case == 'memory':
             for pixels in (1024, 2048, 4096):
                 print(f'{case:26}{f"{pixels} pixels":30}{global_block_memory(pixels):8.0f} MiB')
+            continue
+        if case == 'checkpointing':
+            for name, (keeping, saving) in checkpointing_memory(args.device).items():
+                print(f'{case:26}{name:30}{keeping:8.0f} MiB{saving:8.0f} MiB{1 - saving / keeping:8.0%} saved')
             continue
         results[case] = run_case(case, args)
         ours = results[case]['ours']

@@ -15,6 +15,7 @@ Maps are (B, H, W, C) between blocks.
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
+import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from timm.layers import DropPath, trunc_normal_
@@ -28,6 +29,7 @@ from ..layers import (
     RelativeAttention,
     attend,
     init_linear_weights,
+    is_compiling,
     merge_windows,
     partition_windows,
     split_linear,
@@ -140,11 +142,23 @@ class PoolingBlock(Recomputed):
         y = self.norm1(x)
         skip = self.skip(y) if self.widens_in_attention else x
         if self.stride > 1:
-            skip = F.max_pool2d(skip.permute(0, 3, 1, 2), 3, self.stride, padding=1).permute(0, 2, 3, 1)
+            skip = pool(skip, self.stride)
         x = skip + self.drop_path(self.attn(y))
         y = self.norm2(x)
         skip = self.skip(y) if self.skip and not self.widens_in_attention else x
         return skip + self.drop_path(self.mlp(y))
+
+
+def pool(x: Tensor, stride: int) -> Tensor:
+    """(B, H, W, C) -> (B, H', W', C), the largest of 3 x 3; H' and W' are H and W divided, rounded up."""
+    x = x.permute(0, 3, 1, 2)
+    if not is_compiling():
+        return F.max_pool2d(x, 3, stride, padding=1).permute(0, 2, 3, 1)
+    # Padded to what the stride divides: a compiler would ask whether it does, once for every stage.
+    height, width = x.shape[2:]
+    rows, cols = (height + stride - 1) // stride, (width + stride - 1) // stride
+    padding = (1, stride * (cols - 1) + 2 - width, 1, stride * (rows - 1) + 2 - height)
+    return F.max_pool2d(F.pad(x, padding, value=-torch.inf), 3, stride).permute(0, 2, 3, 1)
 
 
 @MODELS.register_module()

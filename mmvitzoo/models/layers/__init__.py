@@ -2,6 +2,7 @@
 
 from .attention import Attention, RelativeAttention, attend, attend_plain
 from .block import Block, Recomputed
+from .compiling import is_compiling, known
 from .depthwise import DepthwiseConv
 from .init import init_linear_weights, init_transformer_weights
 from .linear import Linear, Mlp, split_linear
@@ -24,6 +25,8 @@ __all__ = [
     'attend_plain',
     'init_linear_weights',
     'init_transformer_weights',
+    'is_compiling',
+    'known',
     'merge_windows',
     'partition_windows',
     'split_linear',

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .linear import Linear, is_compiling, split_linear
+from .compiling import is_compiling, known
+from .linear import Linear, split_linear
 from .windows import merge_windows, partition_windows
 
 # Elements of a relative position bias that exist at one time: few enough to stay near the processor.
@@ -129,8 +130,9 @@ def relative_table(table: Tensor, queries: int, keys: int) -> Tensor:
     Returns:
         (queries, keys, C).
     """
-    if len(table) != 2 * max(queries, keys) - 1:
-        table = resize_table(table, 2 * max(queries, keys) - 1)
+    length = 2 * max(queries, keys) - 1
+    if not known(len(table) == length):
+        table = resize_table(table, length)
     query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
     place_of_query = torch.arange(queries, device=table.device)[:, None] * query_step
     place_of_key = torch.arange(keys, device=table.device) * key_step

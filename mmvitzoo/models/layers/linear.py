@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if hasattr(torch.compiler, 'is_compiling'):
-    is_compiling = torch.compiler.is_compiling
-else:  # before torch 2.3
-    from torch._dynamo import is_compiling
+from .compiling import is_compiling
 
 # Elements between the linears of an MLP that exist at one time in inference: few enough that the
 # memory of one part serves the next, instead of new pages of the system's.

@@ -9,6 +9,8 @@ from mmengine.logging import print_log
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from .compiling import known
+
 
 class PatchEmbedding(nn.Module):
     """Non-overlapping patches, learned positions and, if wanted, a class token.
@@ -40,7 +42,7 @@ class PatchEmbedding(nn.Module):
         """(B, 3, H, W) -> (B, H', W', C), the image alone without its class token."""
         patch = self.projection.stride[0]
         height, width = x.shape[2:]
-        if height % patch or width % patch:
+        if not (known(height % patch == 0) and known(width % patch == 0)):
             x = F.pad(x, (0, -width % patch, 0, -height % patch))
         # Sums take the order of their first term in memory: here it is settled for every block.
         x = self.projection(x).permute(0, 2, 3, 1).contiguous()
@@ -71,7 +73,7 @@ class PatchEmbedding(nn.Module):
 def resize_positions(pos_embed: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
     """(1, rows * columns of ``grid``, C) -> (1, H, W, C) for ``size`` (H, W)."""
     x = pos_embed.unflatten(1, tuple(grid))
-    if tuple(grid) == tuple(size):
+    if known(grid[0] == size[0]) and known(grid[1] == size[1]):
         return x
     x = F.interpolate(x.permute(0, 3, 1, 2).float(), size=tuple(size), mode='bicubic', align_corners=False)
     return x.permute(0, 2, 3, 1).to(pos_embed.dtype)

@@ -1,10 +1,12 @@
 """Maps cut into square windows and joined again."""
 
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .compiling import known
 
 
 def partition_windows(x: Tensor, window_size: int) -> Tensor:
@@ -13,19 +15,31 @@ def partition_windows(x: Tensor, window_size: int) -> Tensor:
     What the window size does not divide is padded with zeros at the bottom and on the right.
     """
     batch, height, width, channels = x.shape
-    if height % window_size or width % window_size:
-        x = F.pad(x, (0, 0, 0, -width % window_size, 0, -height % window_size))
-    x = x.unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))
-    return x.transpose(2, 3).reshape(-1, window_size, window_size, channels)
+    rows, cols = number_of_windows((height, width), window_size)
+    if not (known(height % window_size == 0) and known(width % window_size == 0)):
+        x = F.pad(x, (0, 0, 0, cols * window_size - width, 0, rows * window_size - height))
+    x = x.view(batch, rows, window_size, cols, window_size, channels).transpose(2, 3)
+    return x.reshape(batch * rows * cols, window_size, window_size, channels)
 
 
 def merge_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
     """Undoes :func:`partition_windows` for a map of ``size`` (H, W)."""
     height, width = size
-    window_size = windows.shape[1]
-    rows, cols = -(-height // window_size), -(-width // window_size)
-    x = windows.unflatten(0, (-1, rows, cols)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return x[:, :height, :width]
+    window_size, channels = windows.shape[2:]
+    rows, cols = number_of_windows(size, window_size)
+    x = windows.view(-1, rows, cols, window_size, window_size, channels).transpose(2, 3)
+    x = x.reshape(-1, rows * window_size, cols * window_size, channels)
+    if known(height % window_size == 0) and known(width % window_size == 0):
+        return x
+    # A compiler that does not know the sizes carries on the smaller of two with slices, and with a view
+    # asks how it lies in memory.
+    return x.narrow(1, 0, height).narrow(2, 0, width).clone(memory_format=torch.contiguous_format)
+
+
+def number_of_windows(size: Sequence[int], window_size: int) -> Tuple[int, int]:
+    """Rows and columns of windows that cover a map of ``size`` (H, W)."""
+    # Said outright wherever they are needed: a compiler would infer a long formula in their place.
+    return (size[0] + window_size - 1) // window_size, (size[1] + window_size - 1) // window_size
 
 
 def window_mask(size: Sequence[int], window_size: int, batch: int, device: torch.device) -> Optional[Tensor]:
@@ -41,7 +55,7 @@ def window_mask(size: Sequence[int], window_size: int, batch: int, device: torch
         (B * windows, 1, 1, window_size**2), True on the map; None if there is no padding.
     """
     height, width = size
-    if height % window_size == 0 and width % window_size == 0:
+    if known(height % window_size == 0) and known(width % window_size == 0):
         return None
     on_map = torch.ones(1, height, width, 1, dtype=torch.bool, device=device)
     return partition_windows(on_map, window_size).flatten(1)[:, None, None].repeat(batch, 1, 1, 1)
