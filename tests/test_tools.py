@@ -226,13 +226,10 @@ def test_vit2mmseg(run, workspace):
 
 @pytest.mark.stack
 def test_small_plain_models_train(run, workspace):
-    """A segmentor; a classifier whose weights, in timm's names, start a detector."""
+    """A segmentor; a classifier whose weights, in timm's names, start a segmentor and a detector."""
     short = '--cfg-options default_hooks.logger.interval=1 '
-    output = run(
-        'python tools/train.py configs/vit/plainvit-mini_mln_upernet_mini-coco.py --work-dir work_dirs/seg '
-        f'{short} train_cfg.max_iters=2 train_cfg.val_interval=2 val_dataloader.dataset.indices=2'
-    )
-    assert 'mIoU' in output
+    segment = f'--work-dir work_dirs/seg {short} train_cfg.max_iters=2 val_dataloader.dataset.indices=2'
+    assert 'mIoU' in run(f'python tools/train.py configs/vit/plainvit-mini_mln_upernet_mini-coco.py {segment}')
     output = run(
         'python tools/train.py configs/vit/plainvit-mini_mini-classes.py --work-dir work_dirs/classes '
         f'{short} train_cfg.max_epochs=1 train_cfg.val_interval=1 train_dataloader.dataset.indices=64'
@@ -242,6 +239,8 @@ def test_small_plain_models_train(run, workspace):
         'python tools/model_converters/mm2timm.py work_dirs/classes/epoch_1.pth checkpoints/plainvit_mini_timm.pth '
         '--force'
     )
+    output = run(f'python tools/train.py configs/vit/plainvit-mini-pretrained_mln_upernet_mini-coco.py {segment}')
+    assert 'PlainViT: loaded 87 tensors' in output and 'weights are new' not in output and 'mIoU' in output
     output = run(
         'python tools/train.py configs/vitdet/mask-rcnn_plainvit-mini-pretrained_mini-coco.py '
         f'--work-dir work_dirs/vitdet {SHORT} train_cfg.max_epochs=1'

@@ -303,7 +303,8 @@ def draw(results: Dict[str, Dict[str, Dict[str, float]]], title: str, path: str)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('cases', nargs='*', metavar='CASE', help=f'{", ".join(CASES)}, {" or ".join(MEMORY)}; default: all')
+    names = ', '.join([*CASES, *MEMORY])
+    parser.add_argument('cases', nargs='*', metavar='CASE', help=f'of {names}; default: all')
     parser.add_argument('--rounds', type=int, default=5, help='times that every model takes its turn')
     parser.add_argument('--threads', type=int, default=2, help='of the CPU')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
@@ -318,7 +319,7 @@ def main():
     args = parser.parse_args()
     unknown = set(args.cases) - {*CASES, *MEMORY}
     if unknown:
-        parser.error(f'unknown case {", ".join(unknown)}; known are {", ".join([*CASES, *MEMORY])}')
+        parser.error(f'unknown case {", ".join(unknown)}; known are {names}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch sees no GPU')
     for path in filter(None, (args.json, args.chart)):  # now, not when all is measured

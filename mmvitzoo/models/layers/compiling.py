@@ -2,6 +2,8 @@
 
 import torch
 
+__all__ = ['is_compiling', 'known']
+
 if hasattr(torch.compiler, 'is_compiling'):
     is_compiling = torch.compiler.is_compiling
 else:  # before torch 2.3
