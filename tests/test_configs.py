@@ -90,7 +90,7 @@ def build(name, tmp_path):
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 92 and len(MMSEG) == 11
+    assert len(CONFIGS) == 93 and len(MMSEG) == 11
 
 
 @pytest.mark.stack

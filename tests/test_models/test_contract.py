@@ -7,9 +7,17 @@ import torch
 from forms import FORMS, slim
 from mmcv.cnn.utils import fuse_conv_bn
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 WITH_BN = ('mpvit', 'vitae', 'vitae_s')
+DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 every_form = pytest.mark.parametrize('form', FORMS)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """One that has seen no other form of a model."""
+    torch._dynamo.reset()
 
 
 def assert_same_maps(maps, expected):
@@ -161,8 +169,20 @@ def test_autocast(form, dtype):
     assert (low - full).norm() < 0.05 * full.norm()
 
 
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('form', [form for form in FORMS if form != 'mpvit'])
+def test_flash_kernels_are_taken(form, device):
+    """Anything else raises in this context; MPViT's attention needs no kernel."""
+    model = slim(form).to(device).train()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast(device, torch.bfloat16):
+        maps = model(torch.randn(2, 3, 224, 224, device=device))
+        sum(x.float().mean() for x in maps).backward()
+        with torch.no_grad():
+            model(torch.randn(1, 3, 224, 224, device=device))
+
+
 @pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows', 'scalablevit'])
-def test_compiles_without_graph_break(form):
+def test_compiles_without_graph_break(form, fresh_compiler):
     model = slim(form, out_indices=(0, 1)).eval()  # they hold every kind of module
     compiled = torch.compile(model, fullgraph=True)
     x = torch.randn(2, 3, 80, 96)
@@ -171,7 +191,7 @@ def test_compiles_without_graph_break(form):
 
 
 @every_form
-def test_compiles_once_for_many_sizes(form):
+def test_compiles_once_for_many_sizes(form, fresh_compiler):
     """Once for a batch, and once more for one image, whose sizes compilers treat as numbers."""
     graphs = []
 
