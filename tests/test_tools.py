@@ -256,6 +256,7 @@ def test_benchmark(run, workspace):
     results = json.loads((workspace / 'out/speed.json').read_text())['upernet-base']
     assert len(results) == 3 and all(x['seconds'] > 0 and x['mebibytes'] > 0 for x in results.values())
     assert 'unknown case x; known are' in run(f'{script} x', fails=True)
+    assert '--fuse is for inference' in run(f'{script} mpvit-small --fuse --train', fails=True)
     if not torch.cuda.is_available():
         assert 'torch sees no GPU' in run(f'{script} mpvit-small --device cuda', fails=True)
 

@@ -211,6 +211,15 @@ def test_compiles_once_for_many_sizes(form, fresh_compiler):
 
 
 @every_form
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_traces(form):
+    model = slim(form).eval()
+    x = torch.randn(2, 3, 80, 96)
+    with torch.no_grad():
+        assert_same_maps(torch.jit.trace(model, x)(x.flip(0)), model(x.flip(0)))
+
+
+@every_form
 def test_exports(form):
     model = slim(form).eval()
     x = torch.randn(2, 3, 80, 96)

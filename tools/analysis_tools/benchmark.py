@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
+from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -189,8 +190,6 @@ def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]
         model.train(args.train)  # MMPretrain's returns None
         model = model.to(args.device, memory_format=memory_format)
         if args.fuse:
-            from mmcv.cnn.utils import fuse_conv_bn
-
             model = fuse_conv_bn(model)
         models[name] = torch.compile(model) if args.compile else model
     memory = {}
@@ -262,19 +261,19 @@ def global_block_memory(pixels: int) -> float:
         return peak_memory(lambda: block(x), 'cpu')
 
 
-def checkpointing_memory(device: str) -> Dict[str, Tuple[float, float]]:
+def checkpointing_memory(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
     """Peak MiB of a training step on one image of 1024 x 1024, keeping all and computing blocks again."""
     window_vit = dict(with_cls_token=False, window_size=14, global_attn_indexes=(5, 11, 17, 23), use_rel_pos=True)
     configs = {
         'PlainViT large': dict(type='PlainViT', arch='large', img_size=1024, **window_vit),
         'MViTv2 base': dict(type='MViTv2', arch='base', out_indices=(0, 1, 2, 3), window_attention=True),
     }
-    x = torch.randn(1, 3, 1024, 1024, device=device)
-    args = argparse.Namespace(device=device, bf16=False, train=True)
+    x = torch.randn(1, 3, 1024, 1024, device=args.device)
+    args = argparse.Namespace(device=args.device, bf16=args.bf16, train=True)
     peaks: Dict[str, Tuple[float, float]] = {}
     for name, config in configs.items():
-        models = (MODELS.build(dict(config, with_cp=with_cp)).train().to(device) for with_cp in (False, True))
-        peaks[name] = tuple(peak_memory(lambda model=model: step(model, x, args), device) for model in models)
+        models = (MODELS.build(dict(config, with_cp=with_cp)).train().to(args.device) for with_cp in (False, True))
+        peaks[name] = tuple(peak_memory(lambda model=model: step(model, x, args), args.device) for model in models)
     return peaks
 
 
@@ -322,6 +321,8 @@ def main():
         parser.error(f'unknown case {", ".join(unknown)}; known are {names}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch sees no GPU')
+    if args.fuse and args.train:
+        parser.error('--fuse is for inference: norms that train are not folded')
     for path in filter(None, (args.json, args.chart)):  # now, not when all is measured
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
@@ -333,7 +334,7 @@ def main():
                 print(f'{case:26}{f"{pixels} pixels":30}{global_block_memory(pixels):8.0f} MiB')
             continue
         if case == 'checkpointing':
-            for name, (keeping, saving) in checkpointing_memory(args.device).items():
+            for name, (keeping, saving) in checkpointing_memory(args).items():
                 print(f'{case:26}{name:30}{keeping:8.0f} MiB{saving:8.0f} MiB{1 - saving / keeping:8.0%} saved')
             continue
         results[case] = run_case(case, args)
