@@ -1,7 +1,7 @@
 """Vision-transformer backbones for OpenMMLab.
 
 ``custom_imports = dict(imports=['mmvitzoo'])`` in a config is all it takes: importing this package
-checks what it stands on, registers every model and lets MMEngine load its own checkpoints.
+checks what it stands on, registers every model and hook and lets MMEngine load its own checkpoints.
 """
 
 import re
@@ -43,5 +43,6 @@ from .registry import MODELS  # noqa: E402
 
 trust_mmengine_checkpoints()
 import_module('mmvitzoo.models')
+import_module('mmvitzoo.engine')
 
 __all__ = ['MODELS', '__version__']

@@ -57,5 +57,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=45), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=45), checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)

@@ -1,5 +1,7 @@
-"""Reading configs, and starting the toolboxes' own training and test scripts."""
+"""Reading configs, starting the toolboxes' own scripts, and what trainings need beyond one process."""
 
+from .exact_resume import ExactResumeHook
 from .launch import read_config, run_toolbox_script
+from .sharding import wrap_blocks
 
-__all__ = ['read_config', 'run_toolbox_script']
+__all__ = ['ExactResumeHook', 'read_config', 'run_toolbox_script', 'wrap_blocks']

@@ -28,7 +28,8 @@ def run_toolbox_script(name: str) -> None:
         name: ``'train'`` or ``'test'``.
 
     Raises:
-        SystemExit: No config is given, or its ``default_scope`` is none of the three toolboxes.
+        SystemExit: No config is given, its ``default_scope`` is none of the three toolboxes, or that
+            toolbox is not installed or has no such script.
     """
     path = next((arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))), None)
     if path is None:
@@ -48,6 +49,9 @@ def read_config(path: str) -> Config:
 
     Args:
         path: A file, whose bases may be of any toolbox on both stacks.
+
+    Returns:
+        The config, merged with its bases.
 
     Raises:
         SystemExit: There is no such file, or its ``default_scope`` is none of the three toolboxes.
@@ -82,6 +86,8 @@ def _distribute_on_cpu(config: Config) -> list:
     dist.init_process_group('gloo')
     # SyncBN exists only for GPUs; each process normalises its own batch.
     MODELS.register_module('SyncBN', module=torch.nn.BatchNorm2d, force=True)
+    if config.get('runner_type') == 'FlexibleRunner':
+        return ['--cfg-options', 'strategy.model_wrapper.device_id=None']
     unused = config.get('find_unused_parameters', False) or 'find_unused_parameters=True' in sys.argv
     return [
         '--cfg-options',

@@ -1,10 +1,11 @@
 """MMDetection heads as Detectron2 and ViTDet have them; a config imports this module where it uses them."""
 
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.task_modules import SamplingResult
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.registry import MODELS
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class NormRPNHead(RPNHead):
-    """MMDetection's ``RPNHead`` with a norm after each of its hidden convolutions.
+    """MMDetection's ``RPNHead`` (https://arxiv.org/abs/1506.01497) with a norm after each hidden convolution.
 
     Args:
         *args: See :class:`mmdet.models.RPNHead`.
@@ -23,7 +24,7 @@ class NormRPNHead(RPNHead):
         **kwargs: See :class:`mmdet.models.RPNHead`.
     """
 
-    def __init__(self, *args, norm_cfg: Optional[dict] = None, **kwargs):
+    def __init__(self, *args: Any, norm_cfg: Optional[dict] = None, **kwargs: Any):
         self.norm_cfg = norm_cfg  # the constructor of RPNHead builds the layers
         super().__init__(*args, **kwargs)
 
@@ -43,6 +44,7 @@ class NormRPNHead(RPNHead):
 class Detectron2CascadeRoIHead(CascadeRoIHead):
     """MMDetection's ``CascadeRoIHead``, with what published cascades of Detectron2 do otherwise.
 
+    Cascade R-CNN: https://arxiv.org/abs/1712.00726; ours follows https://github.com/facebookresearch/detectron2.
     Scores are the mean of the stages' probabilities, not of their logits. There is one mask head,
     not one for each stage: it learns from the regions of the first stage, with its whole loss
     whatever the weight of the stage, and sees the final boxes.
@@ -57,9 +59,23 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
     predict_mask = StandardRoIHead.predict_mask
 
     def mask_loss(
-        self, stage: int, x: Tuple[Tensor], sampling_results: list, batch_gt_instances: List[InstanceData]
-    ) -> dict:
-        """Of the first stage; nothing of later ones."""
+        self,
+        stage: int,
+        x: Tuple[Tensor, ...],
+        sampling_results: List[SamplingResult],
+        batch_gt_instances: List[InstanceData],
+    ) -> Dict[str, Dict[str, Tensor]]:
+        """Of the first stage; nothing of later ones.
+
+        Args:
+            stage: From 0 on.
+            x: Levels of the neck, (B, C, H_i, W_i).
+            sampling_results: Regions to learn from, by image.
+            batch_gt_instances: What was annotated, by image.
+
+        Returns:
+            ``loss_mask``, which holds the losses by name.
+        """
         if stage > 0:
             return dict(loss_mask={})
         predicted = self._mask_forward(x, bbox2roi([result.pos_priors for result in sampling_results]))['mask_preds']
@@ -79,9 +95,19 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
         return rois, [x.log() for x in probabilities], boxes
 
     def forward(
-        self, x: Tuple[Tensor], rpn_results_list: List[InstanceData], batch_data_samples: List[DetDataSample]
+        self, x: Tuple[Tensor, ...], rpn_results_list: List[InstanceData], batch_data_samples: List[DetDataSample]
     ) -> tuple:
-        """Scores as logarithms of probabilities, boxes' deltas and, if there is a mask head, masks, by image."""
+        """What the heads return, before any selection.
+
+        Args:
+            x: Levels of the neck, (B, C, H_i, W_i).
+            rpn_results_list: Proposals by image, whose ``bboxes`` are (N, 4) in pixels.
+            batch_data_samples: Images, whose ``metainfo`` alone is read.
+
+        Returns:
+            By image: logarithms of probabilities, (N, classes + 1); deltas of the boxes, (N, 4) or
+            (N, 4 * classes); if there is a mask head, logits of the masks, (N, classes, h, w).
+        """
         proposals = [results.bboxes for results in rpn_results_list]
         counts = tuple(len(boxes) for boxes in proposals)
         metas = [sample.metainfo for sample in batch_data_samples]

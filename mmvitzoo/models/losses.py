@@ -52,7 +52,7 @@ class FederatedLoss(nn.Module):
         self._frequency: Optional[Tensor] = None
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """Columns of the scores."""
+        """Columns of the scores: one more than there are classes."""
         return num_classes + 1
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
@@ -60,7 +60,15 @@ class FederatedLoss(nn.Module):
         return cls_score.sigmoid()
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """Percentage of the foreground whose class scores best."""
+        """Percentage of the foreground whose class scores best.
+
+        Args:
+            cls_score: (N, classes + 1).
+            labels: (N,); ``num_classes`` is background.
+
+        Returns:
+            ``acc_classes``, a number of 0 to 100.
+        """
         foreground = labels < self.num_classes
         right = cls_score[foreground, :-1].argmax(1) == labels[foreground]
         return dict(acc_classes=100 * right.float().sum() / foreground.sum().clamp(min=1))
@@ -81,6 +89,12 @@ class FederatedLoss(nn.Module):
             weight: (N,), of the boxes.
             avg_factor: Divisor of the sum; default N.
             reduction_override: None or ``'mean'``; box heads pass nothing else.
+
+        Returns:
+            One number.
+
+        Raises:
+            ValueError: Another reduction, or annotations that the class does not take.
         """
         if reduction_override not in (None, 'mean'):
             raise ValueError(f"FederatedLoss: reduction is 'mean', got {reduction_override!r}")

@@ -81,7 +81,14 @@ class Backbone(BaseModule):
         return dict(self.arch_zoo[arch])
 
     def check_input(self, x: Tensor) -> None:
-        """Raises ValueError unless ``x`` is (B, 3, H, W) with H and W of at least 32 pixels."""
+        """Refuses images that no family takes.
+
+        Args:
+            x: Images, (B, 3, H, W), H and W of at least 32 pixels.
+
+        Raises:
+            ValueError: ``x`` is something else.
+        """
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
             raise ValueError(
                 f'{self._get_name()}: input is (B, 3, H, W) with H and W of at least {MIN_SIZE} pixels, '
@@ -89,10 +96,17 @@ class Backbone(BaseModule):
             )
 
     def check_converted(self, converted: Converted) -> None:
-        """Raises ValueError for weights that fit by name and shape, but mean something else here."""
+        """Refuses weights that fit by name and shape, but mean something else here.
+
+        Args:
+            converted: A checkpoint in our names.
+
+        Raises:
+            ValueError: The message says what the weights are of.
+        """
 
     def stages_to_freeze(self) -> List[nn.Module]:
-        """The stem and the stages, in the order in which ``frozen_stages`` counts them."""
+        """The stem and the stages that are built, in the order in which ``frozen_stages`` counts them."""
         raise NotImplementedError
 
     def freeze(self) -> None:
@@ -113,7 +127,12 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Loads ``init_cfg``'s checkpoint, or initialises as the original implementations do."""
+        """Loads ``init_cfg``'s checkpoint, or initialises as the original implementations do.
+
+        Raises:
+            FileNotFoundError: There is no such checkpoint.
+            CheckpointError: See :func:`mmvitzoo.checkpoints.load_pretrained`.
+        """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
         pretrained = [config for config in configs if config.get('type') in ('Pretrained', PretrainedInit)]
         if pretrained:

@@ -31,7 +31,7 @@ NUM_HEADS = sum(HEADS_OF_KERNEL.values())
 
 
 class ConvRelativePosition(nn.Module):
-    """Relative positions as depthwise convolutions on the values (CRPE, from CoaT).
+    """Relative positions as depthwise convolutions on the values (CRPE, from CoaT, https://arxiv.org/abs/2104.06399).
 
     Args:
         dim: Channels of the values, a multiple of 8.
@@ -56,9 +56,9 @@ class ConvRelativePosition(nn.Module):
 
 
 class FactorizedAttention(nn.Module):
-    """Attention whose cost is linear in the number of tokens.
+    """Attention of CoaT (https://arxiv.org/abs/2104.06399), whose cost is linear in the number of tokens.
 
-    ``q @ (softmax(k)^T @ v)``, the softmax over tokens, plus ``q * CRPE(v)``.
+    ``q @ (softmax(k)^T @ v) * (dim / 8)**-0.5``, the softmax over tokens, plus ``q * CRPE(v)``.
 
     Args:
         dim: Channels, a multiple of 8.
@@ -84,19 +84,34 @@ class FactorizedAttention(nn.Module):
 
 
 class PathBlock(Block):
-    """Pre-norm transformer block; the position encodings are the encoder's."""
+    """Pre-norm transformer block; the position encodings are the encoder's.
+
+    Args:
+        dim: Channels, a multiple of 8.
+        mlp_ratio: Width of the MLP over ``dim``.
+        drop_path: Rate of stochastic depth.
+        with_cp: Recompute the block in the backward pass.
+    """
 
     def __init__(self, dim: int, mlp_ratio: float, drop_path: float, with_cp: bool):
         super().__init__(dim, FactorizedAttention(dim), mlp_ratio, drop_path, with_cp)
 
     def transform(self, x: Tensor, cpe: nn.Module, crpe: nn.Module) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), with an absolute and a relative position encoding."""
         x = x + cpe(x)
         x = x + self.drop_path(self.attn(self.norm1(x), crpe))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Encoder(nn.Module):
-    """One path: blocks that share one absolute and one relative position encoding."""
+    """One path: blocks that share one absolute and one relative position encoding.
+
+    Args:
+        dim: Channels, a multiple of 8.
+        mlp_ratio: Width of the MLPs over ``dim``.
+        drop_paths: Rate of stochastic depth of each block.
+        with_cp: Recompute blocks in the backward pass.
+    """
 
     def __init__(self, dim: int, mlp_ratio: float, drop_paths: Sequence[float], with_cp: bool):
         super().__init__()
@@ -113,7 +128,18 @@ class Encoder(nn.Module):
 
 
 class Stage(nn.Module):
-    """Multi-scale patch embedding, parallel paths, local branch and their aggregation."""
+    """Multi-scale patch embedding, parallel paths, local branch and their aggregation.
+
+    Args:
+        dim: Channels of the input and of the paths, a multiple of 8.
+        out_channels: Channels of the output.
+        stride: Of the patch embedding.
+        num_paths: Paths.
+        mlp_ratio: Width of the MLPs over ``dim``.
+        drop_paths: Rate of stochastic depth of each block of a path.
+        norm_cfg: Norm of the convolutions.
+        with_cp: Recompute transformer blocks in the backward pass.
+    """
 
     def __init__(
         self,
@@ -260,6 +286,9 @@ class MPViT(Backbone):
         Returns:
             Per stage i in ``out_indices`` a contiguous map of (B, ``out_channels[i]``, H_i, W_i);
             H_i and W_i are H and W divided by 4, 8, 16, 32, rounded up.
+
+        Raises:
+            ValueError: ``x`` is something else.
         """
         self.check_input(x)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))

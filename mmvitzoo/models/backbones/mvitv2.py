@@ -94,7 +94,12 @@ class PoolingAttention(RelativeAttention):
         return self.proj(x)
 
     def pooled(self, x: Tensor, name: str) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C), as queries, keys or values, by the letter."""
+        """(B, H, W, C) -> (B, H', W', C), pooled and normalised as what ``name`` says.
+
+        Args:
+            x: A map of one of the three.
+            name: ``'q'``, ``'k'`` or ``'v'``; the stride by which H and W are divided is its own.
+        """
         conv, norm = getattr(self, f'pool_{name}'), getattr(self, f'norm_{name}')
         kernels = conv.weight.repeat(self.num_heads, 1, 1, 1)
         x = x.permute(0, 3, 1, 2)
@@ -123,7 +128,7 @@ class PoolingBlock(Recomputed):
         drop_path: float = 0.0,
         with_cp: bool = False,
         stride_q: int = 1,
-        **attention,
+        **attention: Any,
     ):
         super().__init__(with_cp)
         self.stride = stride_q
@@ -137,7 +142,7 @@ class PoolingBlock(Recomputed):
         self.drop_path = DropPath(drop_path)
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
+        """(B, H, W, C) -> (B, H', W', C'), H' and W' are H and W divided by ``stride_q``, rounded up."""
         # Where the width changes, the skip connection starts at the normalised input.
         y = self.norm1(x)
         skip = self.skip(y) if self.widens_in_attention else x
@@ -150,7 +155,7 @@ class PoolingBlock(Recomputed):
 
 
 def pool(x: Tensor, stride: int) -> Tensor:
-    """(B, H, W, C) -> (B, H', W', C), the largest of 3 x 3; H' and W' are H and W divided, rounded up."""
+    """(B, H, W, C) -> (B, H', W', C), the largest of 3 x 3; H' and W' are H and W over ``stride``, rounded up."""
     x = x.permute(0, 3, 1, 2)
     if not is_compiling():
         return F.max_pool2d(x, 3, stride, padding=1).permute(0, 2, 3, 1)
@@ -328,6 +333,9 @@ class MViTv2(Backbone):
         Returns:
             Per stage in ``out_indices`` a contiguous map of (B, C, H', W'). C is ``out_channels[stage]``, H'
             and W' are H and W divided by 4, 8, 16 or 32, rounded up.
+
+        Raises:
+            ValueError: ``x`` is something else.
         """
         self.check_input(x)
         x = self.stem(x).permute(0, 2, 3, 1).contiguous()

@@ -58,7 +58,7 @@ class WindowAttention(nn.Module):
         local = self.interact(v)
         q, k, v = (partition_windows(y, self.window_size) for y in (q, k, v))
         tokens = (y.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
-        x = attend_plain(*tokens, mask=window_mask(size, self.window_size, len(x), x.device))
+        x = attend_plain(*tokens, mask=window_mask(size, self.window_size, x.shape[0], x.device))
         x = merge_windows(x.transpose(1, 2).reshape(q.shape), size)
         return self.proj(x + local)
 
@@ -115,8 +115,8 @@ class PatchEmbed(nn.Module):
     Args:
         in_dim: Channels of the input.
         dim: Channels of the output.
-        kernel_size: Side of a patch.
-        stride: Distance of patches.
+        kernel_size: Side of a patch, in pixels of the input.
+        stride: Distance of patches, in the same.
     """
 
     def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int):
@@ -125,7 +125,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, H', W', C')."""
+        """(B, C, H, W) -> (B, H', W', C'), H' and W' are H and W divided by the stride, rounded up."""
         return self.norm(self.projection(x).permute(0, 2, 3, 1))
 
 
@@ -257,6 +257,9 @@ class ScalableViT(Backbone):
         Returns:
             Per stage in ``out_indices`` a contiguous map of (B, ``embed_dims[stage]``, H', W'); H'
             and W' are H and W divided by 4, 8, 16 or 32, rounded up.
+
+        Raises:
+            ValueError: ``x`` is something else.
         """
         self.check_input(x)
         outs = []

@@ -24,7 +24,7 @@ from .base import Backbone
 
 
 class ResidualConv(nn.Sequential):
-    """Bottleneck that carries information across windows; initialised to change nothing.
+    """Bottleneck that carries information across windows, of ViTDet; initialised to change nothing.
 
     Args:
         dim: Channels, an even number.
@@ -69,7 +69,7 @@ class PlainBlock(Block):
         drop_path: float = 0.0,
         residual: bool = False,
         with_cp: bool = False,
-        **attention,
+        **attention: Any,
     ):
         super().__init__(dim, Attention(dim, num_heads, **attention), mlp_ratio, drop_path, with_cp)
         self.residual = ResidualConv(dim) if residual else nn.Identity()
@@ -258,6 +258,9 @@ class PlainViT(Backbone):
             Per block in ``out_indices`` a contiguous map of (B, ``embed_dims``, H', W'); H' and W'
             are H and W divided by ``patch_size``, rounded up. With ``out_type='cls_token'`` the
             token, (B, ``embed_dims``).
+
+        Raises:
+            ValueError: ``x`` is something else.
         """
         self.check_input(x)
         x = self.stem(x)

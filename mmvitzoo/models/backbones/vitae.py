@@ -41,7 +41,7 @@ class NormalCell(PlainBlock):
         **kwargs: See :class:`mmvitzoo.models.backbones.vit.PlainBlock`.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, pcm_convs: int, norm_cfg: dict, **kwargs):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, pcm_convs: int, norm_cfg: dict, **kwargs: Any):
         super().__init__(dim, num_heads, mlp_ratio, **kwargs)
         width = round(dim * mlp_ratio)
         conv = dict(kernel_size=3, padding=1, groups=dim // GROUP_CHANNELS)
@@ -57,12 +57,16 @@ class NormalCell(PlainBlock):
         return super().forward(x, self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
     def transform(self, x: Tensor, local: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); ``local``, (B, H, W, C), is what the module made of ``x``."""
         x = x + self.drop_path(self.attn(self.norm1(x))) + self.drop_path(local)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class KernelAttention(nn.Module):
-    """Attention by positive random features, whose cost is linear in the tokens (Performer).
+    """Attention by positive random features, whose cost is linear in the tokens.
+
+    Performer, https://arxiv.org/abs/2009.14794: query i weighs key j with ``f(q_i) . f(k_j)``, where
+    ``f(x) = exp(W x - |x|^2 / 2) / sqrt(features)`` and the rows of W are orthogonal.
 
     Args:
         in_dim: Channels of the tokens.
@@ -173,7 +177,7 @@ class ReductionStem(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H', W', C)."""
+        """(B, 3, H, W) -> (B, H', W', C), H' and W' are H and W divided by 16, rounded up."""
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % 16, 0, -height % 16))
         return super().forward(x).permute(0, 2, 3, 1).contiguous()

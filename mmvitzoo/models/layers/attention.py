@@ -51,7 +51,7 @@ def attend(
 def attend_plain(
     q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor] = None, scale: Optional[float] = None
 ) -> Tensor:
-    """``softmax(q k^T * scale) v`` without a score matrix.
+    """``softmax(q k^T * scale) v`` (https://arxiv.org/abs/1706.03762) without a score matrix.
 
     Args:
         q: (B, heads, Nq, C).
@@ -77,22 +77,22 @@ def attend_plain(
 
 
 def attend_extended(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
-    """:func:`attend` as one dot product: q continues with its terms, k with its one-hot place."""
+    """:func:`attend`, of the same shapes, as one dot product: q continues with its terms, k with its one-hot place."""
     scale = q.shape[-1] ** -0.5
     height, width = table_h.shape[1], table_w.shape[1]
-    row = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)
-    col = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)
-    place = torch.cat([row, col], -1).expand(*k.shape[:2], -1, -1)
-    rows, cols = relative_scores(q.unflatten(2, (len(table_h), len(table_w))), table_h, table_w)
+    row = torch.eye(height, dtype=k.dtype, device=k.device)[:, None].expand(-1, width, -1)
+    col = torch.eye(width, dtype=k.dtype, device=k.device).expand(height, -1, -1)
+    place = torch.cat([row, col], -1).flatten(0, 1).expand(*k.shape[:2], -1, -1)
+    rows, cols = relative_scores(q.unflatten(2, (table_h.shape[0], table_w.shape[0])), table_h, table_w)
     q = torch.cat([q, rows.flatten(2, 3) / scale, cols.flatten(2, 3) / scale], -1)
     return attend_plain(q, torch.cat([k, place], -1), v, scale=scale)
 
 
 def attend_biased(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
-    """:func:`attend` with a bias, of which :data:`BIAS_ELEMENTS` exist at a time, of one head."""
+    """:func:`attend`, of the same shapes, with a bias: of one head, :data:`BIAS_ELEMENTS` at a time."""
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
-    places = q.unflatten(2, (len(table_h), len(table_w)))
+    places = q.unflatten(2, (table_h.shape[0], table_w.shape[0]))
     out = torch.empty_like(places)
     images = max(BIAS_ELEMENTS // (queries * keys), 1)
     lines = max(BIAS_ELEMENTS // (len(table_w) * keys), 1)
@@ -114,7 +114,16 @@ def attend_biased(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Ten
 
 
 def relative_scores(q: Tensor, table_h: Tensor, table_w: Tensor) -> Tuple[Tensor, Tensor]:
-    """What queries (B, heads, Hq, Wq, C) add to the scores of each row and each column of keys."""
+    """What queries add to the scores of each row and each column of keys.
+
+    Args:
+        q: (B, heads, Hq, Wq, C).
+        table_h: (Hq, H, C).
+        table_w: (Wq, W, C).
+
+    Returns:
+        (B, heads, Hq, Wq, H) and (B, heads, Hq, Wq, W).
+    """
     return torch.einsum('bnhwc,hkc->bnhwk', q, table_h), torch.einsum('bnhwc,wkc->bnhwk', q, table_w)
 
 
@@ -130,14 +139,15 @@ def relative_table(table: Tensor, queries: int, keys: int) -> Tensor:
     Returns:
         (queries, keys, C).
     """
-    length = 2 * max(queries, keys) - 1
-    if not known(len(table) == length):
+    longer = max(queries, keys)
+    length = 2 * longer - 1
+    if not known(table.shape[0] == length):
         table = resize_table(table, length)
-    query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    place_of_query = torch.arange(queries, device=table.device)[:, None] * query_step
-    place_of_key = torch.arange(keys, device=table.device) * key_step
-    # In this order, in float32 and cut off, not rounded: the originals' entry where the steps are fractions.
-    return table[(place_of_query - place_of_key + (keys - 1) * key_step).long()]
+    place_of_query = torch.arange(queries, device=table.device)[:, None] * (longer / queries)
+    place_of_key = torch.arange(keys, device=table.device) * (longer / keys)
+    # In this order, in float32 and cut off, not rounded: the originals' entry where the steps are fractions. One
+    # division of whole numbers for each factor is the same in float32, in which ONNX computes them.
+    return table[(place_of_query - place_of_key + (keys - 1) * longer / keys).long()]
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
@@ -165,7 +175,10 @@ class RelativeAttention(nn.Module):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * width - 1, head_dim))
 
     def tables(self, queries: Sequence[int], keys: Sequence[int]) -> Tuple[Tensor, ...]:
-        """The tables that :func:`attend` takes for maps of (H, W); none without relative positions."""
+        """The tables that :func:`attend` takes for maps of (H, W), (Hq, H, C) and (Wq, W, C).
+
+        Nothing without relative positions.
+        """
         if self.rel_pos_h is None:
             return ()
         return (
@@ -184,6 +197,8 @@ class RelativeAttention(nn.Module):
 
 class Attention(RelativeAttention):
     """Multi-head self-attention over a map, in windows or whole, or over a sequence.
+
+    Attention: https://arxiv.org/abs/1706.03762; in windows as in ViTDet, https://arxiv.org/abs/2203.16527.
 
     Args:
         dim: Channels, a multiple of ``num_heads``.

@@ -16,8 +16,8 @@ def init_transformer_weights(module: nn.Module) -> None:
     """Initialises one linear or convolution; for ``nn.Module.apply``.
 
     Linears: truncated normal of std 0.02. Convolutions: normal of variance 2 over the fan-out of
-    one group (torch's ``kaiming_normal_`` counts the fan-out of all groups). Biases: 0. Norms
-    keep the ones and zeros they are built with.
+    one group (https://arxiv.org/abs/1502.01852; torch's ``kaiming_normal_`` counts the fan-out of all
+    groups). Biases: 0. Norms keep the ones and zeros they are built with.
     """
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)

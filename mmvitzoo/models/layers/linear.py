@@ -19,11 +19,15 @@ _ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 
 
 def runs_in_onednn(x: Tensor, *parameters: Optional[Tensor]) -> bool:
-    """Whether :func:`linear` takes oneDNN for an input: float32 inference on a CPU."""
+    """Whether :func:`linear` takes oneDNN: float32 inference on a CPU.
+
+    Args:
+        x: The input, of any shape.
+        *parameters: All that it meets, a weight first.
+    """
     return (
         _ONEDNN
         and not is_compiling()
-        and not torch.jit.is_tracing()
         and not (torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, *parameters)))
         and x.device.type == 'cpu'
         and x.dtype == parameters[0].dtype == torch.float32
@@ -37,6 +41,15 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], gelu: bool = False
     PyTorch hands such products to MKL, which is slower: by a third for 1000 tokens on an AMD
     processor (``tools/analysis_tools/benchmark.py``). oneDNN applies the GELU while results are
     still near the processor. The operator has no derivative.
+
+    Args:
+        x: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,), or None.
+        gelu: Apply the GELU (https://arxiv.org/abs/1606.08415).
+
+    Returns:
+        (..., out_features).
     """
     if runs_in_onednn(x, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
@@ -56,6 +69,14 @@ def split_linear(layer: nn.Module, x: Tensor, parts: int) -> List[Tensor]:
     """``layer(x).chunk(parts, -1)``, but each part lies in memory for itself.
 
     What stands in for a :class:`Linear`, such as an adapter, is called as it is.
+
+    Args:
+        layer: (..., in_features) -> (..., out_features).
+        x: (..., in_features).
+        parts: A divisor of ``out_features``.
+
+    Returns:
+        ``parts`` tensors of (..., out_features / parts).
     """
     if type(layer) is not Linear:
         return list(layer(x).chunk(parts, -1))

@@ -13,7 +13,7 @@ from .compiling import known
 
 
 class PatchEmbedding(nn.Module):
-    """Non-overlapping patches, learned positions and, if wanted, a class token.
+    """Non-overlapping patches, learned positions and, if wanted, a class token (https://arxiv.org/abs/2010.11929).
 
     Images that the patch size does not divide are padded with zeros at the bottom and on the
     right; positions are resized to the map by bicubic interpolation. Loading a checkpoint resizes
@@ -39,7 +39,10 @@ class PatchEmbedding(nn.Module):
             trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H', W', C), the image alone without its class token."""
+        """(B, 3, H, W) -> (B, H', W', C), the image alone without its class token.
+
+        H' and W' are H and W divided by the patch size, rounded up.
+        """
         patch = self.projection.stride[0]
         height, width = x.shape[2:]
         if not (known(height % patch == 0) and known(width % patch == 0)):
@@ -51,7 +54,7 @@ class PatchEmbedding(nn.Module):
     def with_token(self, x: Tensor) -> Tensor:
         """(B, H', W', C) -> (B, 1 + H' * W', C), the class token first."""
         token = self.cls_token + self.pos_embed[:, :1]
-        return torch.cat([token.expand(len(x), -1, -1), x.flatten(1, 2)], 1)
+        return torch.cat([token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], 1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if self.cls_token is None and state_dict.pop(f'{prefix}cls_token', None) is not None:
@@ -71,7 +74,7 @@ class PatchEmbedding(nn.Module):
 
 
 def resize_positions(pos_embed: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
-    """(1, rows * columns of ``grid``, C) -> (1, H, W, C) for ``size`` (H, W)."""
+    """(1, rows * columns of ``grid``, C) -> (1, H, W, C) for ``size`` (H, W), by bicubic interpolation."""
     x = pos_embed.unflatten(1, tuple(grid))
     if known(grid[0] == size[0]) and known(grid[1] == size[1]):
         return x

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compiling import known
+from .compiling import is_exporting, known
 
 
 def partition_windows(x: Tensor, window_size: int) -> Tensor:
@@ -23,7 +23,7 @@ def partition_windows(x: Tensor, window_size: int) -> Tensor:
 
 
 def merge_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
-    """Undoes :func:`partition_windows` for a map of ``size`` (H, W)."""
+    """(B * windows, window_size, window_size, C) -> (B, H, W, C) for ``size`` (H, W), without the padding."""
     height, width = size
     window_size, channels = windows.shape[2:]
     rows, cols = number_of_windows(size, window_size)
@@ -33,6 +33,9 @@ def merge_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
         return x
     # A compiler that does not know the sizes carries on the smaller of two with slices, and with a view
     # asks how it lies in memory.
+    if is_exporting():  # slices of a size that is not known would tie the program to how they lie in memory
+        x = x.index_select(1, torch.arange(height, device=x.device))
+        return x.index_select(2, torch.arange(width, device=x.device))
     return x.narrow(1, 0, height).narrow(2, 0, width).clone(memory_format=torch.contiguous_format)
 
 
@@ -47,8 +50,8 @@ def window_mask(size: Sequence[int], window_size: int, batch: int, device: torch
 
     Args:
         size: (H, W) of the map.
-        window_size: Side of the windows.
-        batch: Maps.
+        window_size: Side of the windows, in tokens.
+        batch: Number of maps, B.
         device: Where the mask is needed.
 
     Returns:

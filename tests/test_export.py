@@ -1,0 +1,119 @@
+"""tools/deployment/export.py: every backbone in every format, one file for every size."""
+
+import onnxruntime
+import pytest
+import torch
+from export import CHECKED, EXPORTERS, FORMATS, TOLERANCE, TRACED, AdaptivePool, Exported, error_of
+from forms import FORMS, slim
+from torch import nn
+
+from mmvitzoo.checkpoints import save
+
+SIZES = ((1, 3, 224, 224), (3, 3, 256, 448), (2, 3, 227, 373))
+SMALL = ((1, 3, 33, 64), (1, 3, 224, 100))  # less than a window in the last stages
+
+
+class Detector(nn.Module):
+    """A backbone where the tool looks for one."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def extract_feat(self, x):
+        return self.backbone(x)
+
+
+# Slow exporters make what differs in kind, a tracer makes all.
+KINDS = ('mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2', 'mvitv2_windows', 'scalablevit')
+
+
+@pytest.mark.parametrize(
+    'form, name',
+    [(form, 'torchscript') for form in FORMS]
+    + [(form, name) for form in KINDS for name in FORMATS if name != 'torchscript'],
+)
+def test_one_file_for_every_size(form, name, tmp_path):
+    torch._dynamo.reset()
+    model = Exported(Detector(slim(form).eval().requires_grad_(False)))
+    with torch.no_grad():
+        run = EXPORTERS[name](model, torch.randn(TRACED), True, tmp_path / 'file', 18)
+        # Of exported programs, the least size is said.
+        for shape in CHECKED if name == 'exported-program' else (*SIZES, *SMALL):
+            x = torch.randn(shape)
+            assert error_of(run(x), model(x)) < TOLERANCE, shape
+
+
+def test_names_of_onnx(tmp_path):
+    model = Exported(Detector(slim('vit', out_indices=(0, 3)).eval()))
+    EXPORTERS['onnx'](model, torch.randn(TRACED), True, tmp_path / 'vit.onnx', 20)
+    session = onnxruntime.InferenceSession(tmp_path / 'vit.onnx')
+    (images,) = session.get_inputs()
+    assert (images.name, images.shape) == ('images', ['batch', 3, 'height', 'width'])
+    assert [output.name for output in session.get_outputs()] == ['map0', 'map1']
+
+
+@pytest.mark.parametrize('size', [1, 3, (2, 6)])
+@pytest.mark.parametrize('shape', [(2, 3, 7, 12), (1, 1, 6, 6), (1, 2, 5, 2)])
+def test_adaptive_pool(size, shape):
+    x = torch.randn(shape)
+    pairs = (size, size) if isinstance(size, int) else size
+    torch.testing.assert_close(AdaptivePool(pairs)(x), nn.AdaptiveAvgPool2d(size)(x))
+
+
+EXPORT = 'python tools/deployment/export.py'
+CLASSIFIER = 'configs/vit/plainvit-mini_mini-classes.py'
+UPERNET = 'configs/vit/plainvit-mini_mln_upernet_mini-coco.py'
+SEMANTIC_FPN = 'configs/scalablevit/scalablevit-mini_fpn_mini-coco.py'
+VITDET = 'configs/vitdet/mask-rcnn_plainvit-mini_mini-coco.py'
+
+
+@pytest.mark.parametrize(
+    'config, file',
+    [(CLASSIFIER, 'c.onnx'), (UPERNET, 'u.onnx'), (SEMANTIC_FPN, 's.pt2'), (VITDET, 'd.pt2'), (SEMANTIC_FPN, 's.pt')],
+)
+def test_models(run, workspace, config, file):
+    """Whole classifiers and segmentors, detectors up to their necks."""
+    name = dict(onnx='onnx', pt='torchscript', pt2='exported-program')[file.rpartition('.')[2]]
+    output = run(f'{EXPORT} {config} --format {name} --dynamic --out exported/{file}')
+    assert output.count('differs from PyTorch by') == 3 and 'the weights are random' in output
+    assert file in [path.name for path in (workspace / 'exported').iterdir()]
+    if file == 'u.onnx':
+        session = onnxruntime.InferenceSession(workspace / 'exported' / file)
+        (logits,) = session.run(None, {'images': torch.randn(1, 3, 100, 75).numpy()})
+        assert logits.shape[2:] == (100, 75) and session.get_outputs()[0].name == 'logits'
+
+
+def test_checkpoint_and_fixed_size(run, workspace):
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    config = Config.fromfile(workspace / CLASSIFIER)
+    init_default_scope(config.default_scope)
+    model = MODELS.build(config.model).eval()
+    save(model.state_dict(), workspace / 'classifier.pth', overwrite=True)
+    run(f'{EXPORT} {CLASSIFIER} classifier.pth --format torchscript --shape 64 64 --out exported/fixed.pt')
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        (logits,) = torch.jit.load(workspace / 'exported/fixed.pt')(x)
+        torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
+    message = run(f'{EXPORT} {UPERNET} classifier.pth --format torchscript --dynamic --out exported/no.pt', fails=True)
+    assert f'classifier.pth does not fit {UPERNET}: ' in message and 'decode_head' in message
+    assert not (workspace / 'exported/no.pt').exists()
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ('--format onnx --out a.onnx', 'either --dynamic or --shape H W'),
+        ('--format onnx --dynamic --shape 64 64 --out a.onnx', 'either --dynamic or --shape H W'),
+        ('--format onnx --shape 16 64 --out a.onnx', 'at least 32 pixels a side, got [16, 64]'),
+        ('--format onnx --dynamic --out a.pt', 'files of onnx end in .onnx, got a.pt'),
+        ('--format onnx --dynamic --opset 11 --out a.onnx', '--opset is 18 to 21, got 11'),
+        ('--format torchscript --dynamic --out taken.pt', 'taken.pt exists already'),
+        ('nowhere.pth --format torchscript --dynamic --out a.pt', 'nowhere.pth: no such checkpoint file'),
+    ],
+)
+def test_wrong_arguments(run, workspace, arguments, message):
+    (workspace / 'taken.pt').touch()
+    assert message in run(f'{EXPORT} {CLASSIFIER} {arguments}', fails=True)
