@@ -6,6 +6,8 @@ checks what it stands on, registers every model and hook and lets MMEngine load 
 
 import re
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 
 from .version import __version__
 
@@ -17,6 +19,12 @@ REQUIRED = (
     ('einops', '0.6.1', 'pip install "einops>=0.6.1"'),
     ('timm', '0.9.0', 'pip install "timm>=0.9"'),
     ('safetensors', '0.3.1', 'pip install "safetensors>=0.3.1"'),
+)
+# Toolboxes that may be there: distributions, oldest version that works. They are not imported for it.
+TOOLBOXES = (
+    ('mmdet', '3.0.0', 'mim install "mmdet>=3.0.0"'),
+    ('mmsegmentation', '1.0.0', 'mim install "mmsegmentation>=1.0.0"'),
+    ('mmpretrain', '1.0.0', 'mim install "mmpretrain>=1.0.0"'),
 )
 
 
@@ -32,6 +40,13 @@ def _check_requirements() -> None:
             if error.name != name:
                 raise
             raise ImportError(f'mmvitzoo needs {name} >= {oldest}, which is not installed: {remedy}') from None
+        if _numbers(version) < _numbers(oldest):
+            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, found {version}: {remedy}')
+    for name, oldest, remedy in TOOLBOXES:
+        try:
+            version = installed_version(name)
+        except PackageNotFoundError:
+            continue
         if _numbers(version) < _numbers(oldest):
             raise ImportError(f'mmvitzoo needs {name} >= {oldest}, found {version}: {remedy}')
 

@@ -92,6 +92,16 @@ def test_says_what_is_too_old(tmp_path, name, version):
     assert f'ImportError: mmvitzoo needs {name} >= ' in done.stderr and f', found {version}: ' in done.stderr
 
 
+@pytest.mark.parametrize('name, version', [('mmdet', '2.28.2'), ('mmsegmentation', '0.30.0'), ('mmpretrain', '0.9.0')])
+def test_says_which_toolbox_is_too_old(tmp_path, name, version):
+    (tmp_path / f'{name}-{version}.dist-info').mkdir()
+    (tmp_path / f'{name}-{version}.dist-info' / 'METADATA').write_text(
+        f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+    )
+    done = python('import mmvitzoo', tmp_path)
+    assert f'ImportError: mmvitzoo needs {name} >= ' in done.stderr and f', found {version}: ' in done.stderr
+
+
 @pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'timm', 'einops', 'safetensors'])
 def test_says_what_is_missing(name):
     code = (

@@ -2,6 +2,6 @@
 
 from .exact_resume import ExactResumeHook
 from .launch import read_config, run_toolbox_script
-from .sharding import wrap_blocks
+from .sharding import ResumableFSDPStrategy, wrap_blocks
 
-__all__ = ['ExactResumeHook', 'read_config', 'run_toolbox_script', 'wrap_blocks']
+__all__ = ['ExactResumeHook', 'ResumableFSDPStrategy', 'read_config', 'run_toolbox_script', 'wrap_blocks']

@@ -87,7 +87,15 @@ def _distribute_on_cpu(config: Config) -> list:
     # SyncBN exists only for GPUs; each process normalises its own batch.
     MODELS.register_module('SyncBN', module=torch.nn.BatchNorm2d, force=True)
     if config.get('runner_type') == 'FlexibleRunner':
-        return ['--cfg-options', 'strategy.model_wrapper.device_id=None']
+        if 'FSDP' not in config.strategy.type:
+            return []
+        # On a CPU, FSDP would free what it took off the device, which is the same memory.
+        return [
+            '--cfg-options',
+            'strategy.model_wrapper.device_id=cpu',
+            'strategy.state_dict_cfg.state_dict_config.offload_to_cpu=False',
+            'strategy.state_dict_cfg.optim_state_dict_config.offload_to_cpu=False',
+        ]
     unused = config.get('find_unused_parameters', False) or 'find_unused_parameters=True' in sys.argv
     return [
         '--cfg-options',

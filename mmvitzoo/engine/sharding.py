@@ -1,7 +1,9 @@
-"""What FSDP gathers at a time: a transformer block."""
+"""Training in shards, of which a transformer block is gathered at a time."""
 
-from mmengine.registry import FUNCTIONS
+from mmengine._strategy import FSDPStrategy
+from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.layers import Recomputed
 
@@ -19,3 +21,23 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
         Whether it becomes a unit.
     """
     return recurse or isinstance(module, Recomputed)
+
+
+@STRATEGIES.register_module()
+class ResumableFSDPStrategy(FSDPStrategy):
+    """MMEngine's strategy, whose optimizer states can be loaded again.
+
+    MMEngine (0.10.7 and before) hands them to PyTorch in an order that ended with PyTorch 2.0.
+    """
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Loads what ``optim_state_dict`` returned, or an optimizer's own states.
+
+        Args:
+            state_dict: States of the whole model.
+        """
+        optimizer = self.optim_wrapper.optimizer
+        shards = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model, optim=optimizer, optim_state_dict=state_dict
+        )
+        self.optim_wrapper.load_state_dict(shards)

@@ -1,11 +1,15 @@
 # Parameters, gradients and optimizer states in shards on all GPUs: PyTorch's FSDP through MMEngine.
-# Checkpoints hold the whole model, as without shards.
 runner_type = 'FlexibleRunner'
 strategy = dict(
-    type='FSDPStrategy',
-    state_dict_cfg='full',
+    type='ResumableFSDPStrategy',
     model_wrapper=dict(
         auto_wrap_policy='wrap_blocks',
         use_orig_params=True,  # without it there are no learning rates by layer
+    ),
+    # Checkpoints hold the whole model, as without shards.
+    state_dict_cfg=dict(
+        state_dict_type='FULL_STATE_DICT',
+        state_dict_config=dict(type='FullStateDictConfig', offload_to_cpu=True, rank0_only=True),
+        optim_state_dict_config=dict(type='FullOptimStateDictConfig', offload_to_cpu=True, rank0_only=True),
     ),
 )

@@ -1,0 +1,139 @@
+"""Two processes on a CPU train what one does, and shards what whole models do."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from forms import FORMS
+from mmengine._strategy import DDPStrategy
+from mmengine.config import Config
+from mmengine.model import MMFullyShardedDataParallel
+from mmengine.registry import FUNCTIONS, STRATEGIES, init_default_scope
+from torch import nn
+
+from mmvitzoo.engine import wrap_blocks
+from mmvitzoo.models import PlainViT
+
+# Gradients are compared through plain steps: Adam would enlarge what differs by rounding alone, such as those
+# of a key's bias, which are zero but for it.
+CONFIG = """
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+custom_imports = dict(imports=['mmvitzoo'])
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(num_classes=10, mean=[127.5] * 3, std=[60.0] * 3),
+    backbone=dict(type='{type}', arch={arch}, **{options}),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='data/mini/classes/train',
+        indices=list(range(0, 480, 20)),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackInputs')],
+    ),
+)
+train_cfg = dict(by_epoch=True, max_epochs=1)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9), clip_grad=dict(max_norm=5))
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2), logger=dict(interval=1))
+randomness = dict(seed=0)
+"""
+WITH_BN = ('mpvit', 'vitae', 'vitae_s')
+FSDP = """
+_base_ = ['{base}', 'configs/_base_/strategies/fsdp.py']
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.1),
+    constructor='BackboneLayerDecay',
+    paramwise_cfg=dict(layer_decay_rate=0.7, norm_decay_mult=0.0),
+)
+custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.engine.layer_decay'])
+"""
+
+
+def write_config(workspace, form):
+    """A classifier with a form's backbone; BatchNorm is frozen, since its statistics are of one process."""
+    build = FORMS[form].build
+    options = dict(build.keywords, out_indices=(3,), **(dict(norm_eval=True) if form in WITH_BN else {}))
+    text = CONFIG.format(
+        type=build.func.__name__, arch=build.args[0], options=options, channels=FORMS[form].channels[-1]
+    )
+    (workspace / f'classify_{form}.py').write_text(text)
+    return f'classify_{form}.py'
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def losses(output):
+    return [float(x) for x in re.findall(r'Epoch\(train\).* loss: (\S+)', output)]
+
+
+@pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitdet_conv', 'vitae', 'mvitv2_windows', 'scalablevit'])
+def test_two_processes_equal_one_with_the_doubled_batch(form, run, workspace):
+    """Every parameter is used: without ``find_unused_parameters`` one that is not would stop the second step."""
+    config = write_config(workspace, form)
+    run(f'tools/dist_train.sh {config} 2 --work-dir work_dirs/{form}_two', PORT='29541')
+    run(f'python tools/train.py {config} --work-dir work_dirs/{form}_one --cfg-options train_dataloader.batch_size=8')
+    two, one = (weights(workspace / f'work_dirs/{form}_{name}/epoch_1.pth') for name in ('two', 'one'))
+    assert two.keys() == one.keys()
+    for key, value in one.items():
+        assert (two[key] - value).abs().max() < 1e-5, key
+
+
+@pytest.mark.parametrize('form', ['vitdet', 'mpvit'])
+def test_shards_train_as_whole_models_do(form, run, workspace):
+    """With decaying learning rates, each block a unit; checkpoints are whole, and resumed."""
+    base = write_config(workspace, form)
+    (workspace / f'sharded_{form}.py').write_text(FSDP.format(base=base))
+    plain = FSDP.format(base=base).replace(", 'configs/_base_/strategies/fsdp.py'", '')
+    (workspace / f'plain_{form}.py').write_text(plain)
+    outputs = [
+        run(f'tools/dist_train.sh {name}_{form}.py 2 --work-dir work_dirs/{name}_{form}', PORT='29542')
+        for name in ('sharded', 'plain')
+    ]
+    assert 'FSDP' in outputs[0]
+    first, second = map(losses, outputs)
+    assert len(first) == 3 and first == pytest.approx(second, rel=1e-3)
+    sharded, plain = (weights(workspace / f'work_dirs/{name}_{form}/epoch_1.pth') for name in ('sharded', 'plain'))
+    assert sharded.keys() == plain.keys()
+    output = run(
+        f'tools/dist_train.sh sharded_{form}.py 2 --work-dir work_dirs/sharded_{form} --resume '
+        '--cfg-options train_cfg.max_epochs=2',
+        PORT='29543',
+    )
+    assert 'resumed epoch: 1' in output and len(losses(output)) == 3
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('configs/vitdet/sharded/*.py')), ids=lambda path: path.stem)
+def test_configs_of_large_models(path):
+    """The recipes they are for, with arguments that MMEngine's strategies have; DeepSpeed is not installed here."""
+    config = Config.fromfile(path)
+    recipe = Config.fromfile(path.parents[1] / f'{path.stem.rpartition("_")[0]}.py')
+    assert config.model == recipe.model and config.param_scheduler == recipe.param_scheduler
+    assert config.optim_wrapper.paramwise_cfg == recipe.optim_wrapper.paramwise_cfg
+    assert config.runner_type == 'FlexibleRunner'
+    init_default_scope(config.default_scope)
+    strategy = dict(config.strategy)
+    kind = STRATEGIES.get(strategy.pop('type'))
+    assert issubclass(kind, DDPStrategy) or 'deepspeed' in path.stem
+    assert strategy.keys() <= {name for base in kind.__mro__ for name in inspect.signature(base).parameters}
+    if 'fsdp' in path.stem:
+        wrapper = strategy['model_wrapper']
+        assert wrapper.keys() <= inspect.signature(MMFullyShardedDataParallel).parameters.keys()
+        assert FUNCTIONS.get(wrapper.auto_wrap_policy) is wrap_blocks
+
+
+def test_every_block_is_a_unit():
+    model = nn.Sequential(PlainViT(dict(embed_dims=8, num_layers=3, num_heads=1, mlp_ratio=1)))
+    units = [name for name, module in model.named_modules() if wrap_blocks(module, False, 0)]
+    assert units == [f'0.blocks.{i}' for i in range(3)] and wrap_blocks(model, True, 0)
