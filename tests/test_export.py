@@ -44,9 +44,10 @@ def test_one_file_for_every_size(form, name, tmp_path):
             assert error_of(run(x), model(x)) < TOLERANCE, shape
 
 
-def test_names_of_onnx(tmp_path):
+@pytest.mark.parametrize('opset', [18, 21])
+def test_names_of_onnx(opset, tmp_path):
     model = Exported(Detector(slim('vit', out_indices=(0, 3)).eval()))
-    EXPORTERS['onnx'](model, torch.randn(TRACED), True, tmp_path / 'vit.onnx', 20)
+    EXPORTERS['onnx'](model, torch.randn(TRACED), True, tmp_path / 'vit.onnx', opset)
     session = onnxruntime.InferenceSession(tmp_path / 'vit.onnx')
     (images,) = session.get_inputs()
     assert (images.name, images.shape) == ('images', ['batch', 3, 'height', 'width'])
