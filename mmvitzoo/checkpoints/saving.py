@@ -1,11 +1,11 @@
 """Writing checkpoint files whole or not at all."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Dict, Union
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,13 +21,13 @@ def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool 
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is false.
+        OSError: It cannot be written; what was there is as it was.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f'{path}: exists already and is not overwritten')
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(descriptor)
+    part = path.with_name(f'.{path.name}.part')  # what a killed process leaves there, the next one writes over
     try:
         if path.suffix == '.safetensors':
             save_file({key: value.contiguous() for key, value in state_dict.items()}, part)
@@ -35,8 +35,10 @@ def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool 
             torch.save({'state_dict': state_dict}, part)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)  # mkstemp gives 0600
+        os.chmod(part, 0o666 & ~umask)  # safetensors gives 0600
         os.replace(part, path)
+    except (RuntimeError, SafetensorError) as error:  # what their writers make of a full disk
+        reason = str(error).splitlines()[0]
+        raise OSError(f'{path}: cannot be written (is the disk full?): {reason}') from error
     finally:
-        if os.path.exists(part):
-            os.unlink(part)
+        part.unlink(missing_ok=True)

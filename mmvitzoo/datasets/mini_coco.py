@@ -13,10 +13,14 @@ Written are, under one folder::
     classes/{train,val}/{0..9}/*.jpg         every digit cut out, for classification
 """
 
+import glob
 import json
+import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Tuple, Union
+from typing import Dict, List, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -32,10 +36,14 @@ DIGIT_SIZE = (32, 64)
 MIN_VISIBLE = 0.75  # of a digit that others cover
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92)
 MARK = 'mini_coco.txt'  # tells our folder from one that is not ours to replace
+LONGEST_BUILD = 3600  # seconds, after which a folder of work belongs to a build that was killed
 
 
 def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
     """Writes the data set, replacing an earlier one whole.
+
+    It is built in a hidden folder beside the target. One that a killed build has left is removed by
+    the first build an hour later.
 
     Args:
         out_dir: Folder to be made, such as ``data/mini``.
@@ -45,6 +53,7 @@ def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
 
     Raises:
         FileExistsError: The folder exists and was not written by this function.
+        OSError: Something cannot be written, as on a full disk; the target is what it was.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and not (out_dir / MARK).exists():
@@ -55,7 +64,12 @@ def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
     order = RandomState(0).permutation(len(digits))
     photos = _photographs()
     counts = {}
-    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f'.{out_dir.name}.') as work:
+    prefix = f'.{out_dir.name}.building.'
+    for left in out_dir.parent.glob(f'{glob.escape(prefix)}*'):
+        with suppress(FileNotFoundError):  # of a build that has just ended
+            if time.time() - left.stat().st_mtime > LONGEST_BUILD:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=prefix) as work:
         new, old = Path(work, 'new'), Path(work, 'old')
         for split, samples in (('train', order[:NUM_TRAIN_DIGITS]), ('val', order[NUM_TRAIN_DIGITS:])):
             counts[split] = _write_split(new, split, digits[samples], labels[samples], photos)
@@ -91,7 +105,7 @@ def _write_split(root: Path, split: str, digits: np.ndarray, labels: np.ndarray,
         image, masks, classes = _scene(stream, digits, labels, photos)
         height, width = image.shape[:2]
         images.append(dict(id=index + 1, file_name=f'{index + 1:06d}.jpg', height=height, width=width))
-        cv2.imwrite(str(root / split / f'{index + 1:06d}.jpg'), image, JPEG)
+        _write_image(root / split / f'{index + 1:06d}.jpg', image, JPEG)
         semantic = np.zeros((height, width), np.uint8)
         for mask, label in zip(masks, classes):
             semantic[mask] = label + 1
@@ -112,8 +126,8 @@ def _write_split(root: Path, split: str, digits: np.ndarray, labels: np.ndarray,
             folder = root / 'classes' / split / CLASSES[label]
             folder.mkdir(parents=True, exist_ok=True)
             x, y, w, h = box
-            cv2.imwrite(str(folder / f'{number:06d}.jpg'), image[y : y + h, x : x + w], JPEG)
-        cv2.imwrite(str(root / 'semantic' / split / f'{index + 1:06d}.png'), semantic)
+            _write_image(folder / f'{number:06d}.jpg', image[y : y + h, x : x + w], JPEG)
+        _write_image(root / 'semantic' / split / f'{index + 1:06d}.png', semantic)
     coco = dict(
         info=dict(description='Digits on photographs', version='1.0'),
         images=images,
@@ -122,6 +136,11 @@ def _write_split(root: Path, split: str, digits: np.ndarray, labels: np.ndarray,
     )
     (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
     return len(annotations)
+
+
+def _write_image(path: Path, image: np.ndarray, options: Sequence[int] = ()) -> None:
+    # cv2.imwrite says nothing of a full disk.
+    path.write_bytes(cv2.imencode(path.suffix, image, options)[1])
 
 
 def _scene(

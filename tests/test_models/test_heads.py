@@ -145,6 +145,17 @@ def test_cascade_has_one_mask_head_that_learns_once():
     assert all(x.grad is not None for x in third.parameters())
 
 
+def test_cascade_learns_from_an_image_without_objects():
+    head = cascade([1 / 3] * 3).train()
+    maps, proposals, samples = image()
+    samples[0].gt_instances = samples[0].gt_instances[torch.zeros(2, dtype=torch.bool)]
+    losses = head.loss(maps, proposals, samples)
+    assert losses['s0.loss_mask'] == 0 and all(losses[f's{i}.loss_cls'] > 0 for i in range(3))
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    # Several processes wait for each other's gradients: none may be missing.
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in head.parameters())
+
+
 def test_later_stages_of_a_cascade_keep_what_they_get():
     head = cascade([1 / 3] * 3).train()
     maps, proposals, samples = image()

@@ -13,8 +13,9 @@ def main():
     started = time.time()
     try:
         counts = build_mini_coco(args.out_dir)
-    except FileExistsError as error:
-        parser.exit(1, f'{error}\n')
+    except OSError as error:
+        message = str(error)
+        parser.exit(1, f'{message if args.out_dir in message else f"{args.out_dir}: {message}"}\n')
     digits = ', '.join(f'{count} digits to {split}' for split, count in counts.items())
     print(f'{args.out_dir}: {digits}, in {time.time() - started:.0f} s')
 

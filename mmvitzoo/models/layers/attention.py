@@ -80,9 +80,9 @@ def attend_extended(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: T
     """:func:`attend`, of the same shapes, as one dot product: q continues with its terms, k with its one-hot place."""
     scale = q.shape[-1] ** -0.5
     height, width = table_h.shape[1], table_w.shape[1]
-    row = torch.eye(height, dtype=k.dtype, device=k.device)[:, None].expand(-1, width, -1)
-    col = torch.eye(width, dtype=k.dtype, device=k.device).expand(height, -1, -1)
-    place = torch.cat([row, col], -1).flatten(0, 1).expand(*k.shape[:2], -1, -1)
+    row = torch.eye(height, device=k.device)[:, None].expand(-1, width, -1)
+    col = torch.eye(width, device=k.device).expand(height, -1, -1)
+    place = torch.cat([row, col], -1).flatten(0, 1).to(k.dtype).expand(*k.shape[:2], -1, -1)
     rows, cols = relative_scores(q.unflatten(2, (table_h.shape[0], table_w.shape[0])), table_h, table_w)
     q = torch.cat([q, rows.flatten(2, 3) / scale, cols.flatten(2, 3) / scale], -1)
     return attend_plain(q, torch.cat([k, place], -1), v, scale=scale)
