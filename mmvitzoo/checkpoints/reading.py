@@ -119,6 +119,15 @@ class RestrictedUnpickler(pickle.Unpickler):
     names: Dict[str, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a name stands for.
+
+        Args:
+            module: As the pickle spells it.
+            name: Within the module.
+
+        Raises:
+            pickle.UnpicklingError: It is none of :attr:`names`.
+        """
         try:
             return self.names[f'{module}.{name}']
         except KeyError:

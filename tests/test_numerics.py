@@ -1,0 +1,113 @@
+"""Training in half precision on the demonstration data: losses as in float32, loss scaling, clipping."""
+
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from forms import slim
+from mmengine.optim import build_optim_wrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from torch import Tensor, nn
+
+BATCHES, BATCH_SIZE, PIXELS = 20, 8, 40
+EPOCHS = 10
+WINDOW = 50
+# Rates at which a slim model learns, but not so fast that rounding alone leads two trainings apart.
+LEARNING_RATES = dict(mpvit=3e-4, vit=3e-4, vitdet=3e-4, vitae_s=1e-4, mvitv2=5e-5, scalablevit=3e-4)
+every_family = pytest.mark.parametrize('form', LEARNING_RATES)
+
+
+@pytest.fixture(autouse=True)
+def mixed_precision_on_cpu(monkeypatch):
+    """MMEngine's own asks for a GPU, and for bfloat16 on a CPU; PyTorch does not."""
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', partial(torch.amp.GradScaler, 'cpu'))
+    monkeypatch.setattr('mmengine.runner.amp.autocast', partial(torch.autocast, 'cpu'))
+
+
+@pytest.fixture(scope='module')
+def batches(workspace):
+    """Few enough digits that a slim model learns them in some epochs: the loss then depends on its features."""
+    crops = sorted((workspace / 'data' / 'mini' / 'classes' / 'train').glob('*/*.jpg'))
+    crops = [crops[i] for i in np.random.RandomState(0).permutation(len(crops))[: BATCHES * BATCH_SIZE]]
+    images = np.stack([cv2.resize(cv2.imread(str(path)), (PIXELS, PIXELS)) for path in crops])
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    labels = torch.tensor([int(path.parent.name) for path in crops])
+    images = (images - images.mean()) / images.std()
+    return list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
+
+
+class Classifier(nn.Module):
+    """The third map alone: of the fourth, BatchNorm would see 2 x 2 positions, whose variance is noise."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.backbone = slim(form, out_indices=(2,))
+        self.fc = nn.Linear(self.backbone.out_channels[2], 10)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.fc(self.backbone(images)[0].mean((2, 3))), labels)
+
+
+class Step(NamedTuple):
+    loss: float
+    grad_norm: float  # before clipping
+    scale: float  # of the loss, after the step
+    moved: float  # length of the parameters' change
+
+
+def train(model, batches, dtype, optimizer, max_norm, **loss_scale):
+    """One epoch after the other."""
+    half = dict(type='AmpOptimWrapper', dtype=dtype, loss_scale=loss_scale)
+    kind = dict(type='OptimWrapper') if dtype == 'float32' else half
+    optim = build_optim_wrapper(model, dict(kind, optimizer=optimizer, clip_grad=dict(max_norm=max_norm)))
+    model.train()
+    for images, labels in batches:
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        with optim.optim_context(model):
+            loss = model(images, labels)
+        optim.update_params(loss)
+        moved = (nn.utils.parameters_to_vector(model.parameters()).detach() - before).norm()
+        scale = 1.0 if dtype == 'float32' else optim.loss_scaler.get_scale()
+        yield Step(loss.item(), optim.message_hub.get_scalar('train/grad_norm').current(), scale, moved.item())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@every_family
+def test_losses_in_half_precision_are_those_of_float32(form, batches):
+    def run(dtype):
+        model = Classifier(form)  # from the same weights each time
+        optimizer = dict(type='AdamW', lr=LEARNING_RATES[form], weight_decay=0.05)
+        steps = list(train(model, EPOCHS * batches, dtype, optimizer, max_norm=1.0, init_scale=2.0**12))
+        loss, grad_norm, scale, moved = torch.tensor(steps, dtype=torch.float64).T
+        assert loss.isfinite().all() and grad_norm.isfinite().all() and grad_norm.max() > 1
+        assert len(scale.unique()) == 1 and moved.min() > 0, 'a step was skipped'
+        return loss, loss.unfold(0, WINDOW, 1).mean(1), grad_norm[0].item()
+
+    full, smooth, grad_norm = run('float32')
+    assert smooth[-1] < 0.9 * smooth[0]
+    for dtype in ('bfloat16', 'float16'):
+        low, low_smooth, low_grad_norm = run(dtype)
+        error = (low_smooth / smooth - 1).abs().max().item()
+        assert 0 < error < 0.01, dtype
+        assert low_grad_norm == pytest.approx(grad_norm, rel=0.02), dtype  # clipping saw it without the scale
+
+
+@every_family
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_overflow_skips_a_step_and_clipping_bounds_the_others(form, dtype, batches):
+    """The scale is too large for float16 and not for bfloat16, which has the range of float32."""
+    optimizer = dict(type='SGD', lr=1.0)  # moves by what clipping leaves of the gradient
+    scaling = dict(init_scale=2.0**40, backoff_factor=2.0**-16, growth_interval=3)
+    steps = list(train(Classifier(form), batches[:10], dtype, optimizer, max_norm=0.1, **scaling))
+    skipped = [step.moved == 0 for step in steps]
+    assert skipped == ([True, True] + 8 * [False] if dtype == 'float16' else 10 * [False])
+    for step, was_skipped in zip(steps, skipped):
+        assert np.isfinite(step.grad_norm) != was_skipped
+        assert was_skipped or step.moved == pytest.approx(0.1, rel=1e-3)
+    if dtype != 'float32':
+        assert steps[-1].scale == (2.0**10 if dtype == 'float16' else 2.0**43)
