@@ -17,7 +17,7 @@ BATCHES, BATCH_SIZE, PIXELS = 20, 8, 40
 EPOCHS = 10
 WINDOW = 50
 # Rates at which a slim model learns, but not so fast that rounding alone leads two trainings apart.
-LEARNING_RATES = dict(mpvit=3e-4, vit=3e-4, vitdet=3e-4, vitae_s=1e-4, mvitv2=5e-5, scalablevit=3e-4)
+LEARNING_RATES = dict(mpvit=3e-4, vit=3e-4, vitdet=3e-4, vitae_s=3e-5, mvitv2=2e-4, scalablevit=3e-4)
 every_family = pytest.mark.parametrize('form', LEARNING_RATES)
 
 
@@ -47,6 +47,9 @@ class Classifier(nn.Module):
     def __init__(self, form):
         super().__init__()
         self.backbone = slim(form, out_indices=(2,))
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Linear):  # initially attention is nearly uniform and the GELU linear: errors hide
+                nn.init.xavier_uniform_(module.weight)
         self.fc = nn.Linear(self.backbone.out_channels[2], 10)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -102,12 +105,12 @@ def test_losses_in_half_precision_are_those_of_float32(form, batches):
 def test_overflow_skips_a_step_and_clipping_bounds_the_others(form, dtype, batches):
     """The scale is too large for float16 and not for bfloat16, which has the range of float32."""
     optimizer = dict(type='SGD', lr=1.0)  # moves by what clipping leaves of the gradient
-    scaling = dict(init_scale=2.0**40, backoff_factor=2.0**-16, growth_interval=3)
-    steps = list(train(Classifier(form), batches[:10], dtype, optimizer, max_norm=0.1, **scaling))
+    scaling = dict(init_scale=2.0**40, backoff_factor=2.0**-16, growth_interval=2)
+    steps = list(train(Classifier(form), batches[:8], dtype, optimizer, max_norm=0.1, **scaling))
     skipped = [step.moved == 0 for step in steps]
-    assert skipped == ([True, True] + 8 * [False] if dtype == 'float16' else 10 * [False])
+    assert skipped == ([True, True] + 6 * [False] if dtype == 'float16' else 8 * [False])
     for step, was_skipped in zip(steps, skipped):
         assert np.isfinite(step.grad_norm) != was_skipped
         assert was_skipped or step.moved == pytest.approx(0.1, rel=1e-3)
     if dtype != 'float32':
-        assert steps[-1].scale == (2.0**10 if dtype == 'float16' else 2.0**43)
+        assert steps[-1].scale == (2.0**11 if dtype == 'float16' else 2.0**44)
