@@ -13,6 +13,22 @@ from .reading import CheckpointError
 LAYOUTS = [*mpvit.LAYOUTS, *mvitv2.LAYOUTS, *scalablevit.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
 
 
+class _Watched(dict):
+    """Weights that know which of them was read last, to name it if it is not as it should be."""
+
+    read = 'all of them'
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = super().__getitem__(key)
+        self.read = f'{key} of shape {tuple(value.shape)}'
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            return default
+        return self[key]
+
+
 @dataclass
 class Converted:
     """What :func:`convert` returns.
@@ -93,14 +109,21 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         raise CheckpointError(
             f'{layout.family}/{layout.source} has no rule for {len(unmatched)} keys: {", ".join(unmatched[:5])}'
         )
+    empty = [name for name, value in renamed.items() if name.startswith('backbone.') and not value.numel()]
+    if empty:
+        raise CheckpointError(f'{layout.family}/{layout.source} with empty weights (in our names): {empty[0]}')
+    weights = _Watched(renamed)
     try:
         if layout.finish:
-            layout.finish(renamed, dropped)
-        backbone_cfg = layout.backbone_cfg(_without_prefix(renamed))
-    except (KeyError, ValueError) as error:
+            layout.finish(weights, dropped)
+        renamed = dict(weights)
+        weights = _Watched(_without_prefix(renamed))
+        backbone_cfg = layout.backbone_cfg(weights)
+    except Exception as error:  # whatever weights that are not as they should be make it raise
+        reason = error.args[0] if isinstance(error, KeyError) else f'{weights.read}: {error}'
         raise CheckpointError(
-            f'{layout.family}/{layout.source} with missing or misshapen weights (in our names): {error.args[0]}'
-        ) from None
+            f'{layout.family}/{layout.source} with missing or misshapen weights (in our names): {reason}'
+        ) from error
     return Converted(renamed, layout.family, layout.source, backbone_cfg, dropped)
 
 

@@ -73,8 +73,9 @@ def heads(norm: str) -> Dict[str, Any]:
 
 def reorder_anchors(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Sorts RetinaNet's nine anchors of a place: from three ratios of each size to three sizes of each ratio."""
-    for key, value in state_dict.items():
+    for key in state_dict:
         if key.startswith(('bbox_head.retina_cls.', 'bbox_head.retina_reg.')):
+            value = state_dict[key]
             if len(value) % 9:
-                raise ValueError(f'{key}: the anchors of a place are 3 sizes of 3 ratios, got {len(value)} channels')
+                raise ValueError(f'the anchors of a place are 3 sizes of 3 ratios, got {len(value)} channels')
             state_dict[key] = value.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)

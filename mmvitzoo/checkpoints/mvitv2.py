@@ -58,7 +58,10 @@ def flatten(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
         if match:
             block = sum(sizes[: int(match[1])]) + int(match[2])
             rest = re.sub('^(attn|mlp)_skip', 'skip', match[3])
-            state_dict[f'backbone.blocks.{block}.{rest}'] = state_dict.pop(key)
+            name = f'backbone.blocks.{block}.{rest}'
+            if name in state_dict:
+                raise ValueError(f'{name} is there twice')
+            state_dict[name] = state_dict.pop(key)
 
 
 def group(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:

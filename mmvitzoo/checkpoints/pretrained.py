@@ -41,7 +41,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     try:
         missing, unexpected = backbone.load_state_dict(converted.backbone, strict=False)
     except RuntimeError as error:
-        details = '\n'.join(str(error).splitlines()[:4])
+        details = ' '.join(str(error).split('\n')[:4])
         raise CheckpointError(
             f'{checkpoint}: holds {name} of arch {converted.arch}, which the model is not: {details}'
         ) from None

@@ -1,24 +1,21 @@
 """Files to flat state dicts, without ever executing what a file asks for."""
 
-import codecs
-import collections
 import hashlib
+import io
 import os
 import pickle
-import tarfile
+import zipfile
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Dict, Mapping, Union
+from typing import IO, Any, Dict, Mapping, Union
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from mmengine.logging import print_log
-from mmengine.utils import digit_version
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .trusted import empty_array, trusted_names
+from .unpickling import ArrayUnpickler, TorchUnpickler
 
 # Where training frameworks put the weights, in the order in which we look.
 WRAPPERS = ('state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema')
@@ -27,6 +24,10 @@ WRAPPERS = ('state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema')
 class CheckpointError(ValueError):
     """A file that is no checkpoint we can read, or weights that do not belong to a model."""
 
+    def __init__(self, message: str) -> None:
+        # Keys in a file may have any length and any characters; the message is one line.
+        super().__init__(''.join(x if x.isprintable() else ascii(x)[1:-1] for x in message[:1000])[:1000])
+
 
 def load(path: Union[str, Path]) -> Dict[str, Tensor]:
     """Reads the weights of a checkpoint file.
@@ -34,7 +35,8 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
     The format is told from the content: PyTorch (``.pth``, ``.pt``, ``.bin``; zip or legacy),
     safetensors, or a pickle of NumPy arrays (Detectron2's ``.pkl``). Weights are unwrapped from
     ``state_dict``, ``model``, ``model_state``, ``model_ema`` or ``state_dict_ema``, in this order,
-    and a ``module.`` prefix is taken off. Nothing in the file is executed.
+    and a ``module.`` prefix is taken off. Nothing in the file is executed, and how much memory
+    it takes up is a matter of its size, not of what it claims.
 
     Args:
         path: A local file, or an http(s) address, which is downloaded once to torch's hub cache.
@@ -44,8 +46,8 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is truncated, of another kind, asks for code to be executed, or
-            cannot be downloaded.
+        CheckpointError: The file is truncated, of another kind, asks for code to be executed, claims
+            more data than it has, or cannot be downloaded.
     """
     file = _local(str(path))
     try:
@@ -55,8 +57,8 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
             os.unlink(file)  # not to be taken for the download next time
         if isinstance(error, CheckpointError):
             raise CheckpointError(f'{path}: {error}') from error.__cause__
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f'{path}: cannot be read as a checkpoint: {reason[0]}') from error
+        reason = error if isinstance(error, pickle.UnpicklingError) else repr(error)
+        raise CheckpointError(f'{path}: cannot be read as a checkpoint: {reason}') from error
 
 
 def _local(path: str) -> str:
@@ -78,93 +80,65 @@ def _local(path: str) -> str:
 
 
 def _read(path: str) -> Any:
+    size = os.path.getsize(path)
     with open(path, 'rb') as file:
         start = file.read(16)
-    if tarfile.is_tarfile(path):  # written before torch 0.1.10; torch extracts such archives unchecked
-        raise CheckpointError('is a tar archive, not a checkpoint')
-    if start.startswith(b'PK\x03\x04'):
-        if 'constants.pkl' in torch._C.PyTorchFileReader(path).get_all_records():
-            raise CheckpointError('is a TorchScript program, not a checkpoint')
-        return _read_torch(path)
-    if torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little') in start:
-        return _read_torch(path)
-    if start[8:9] == b'{':
-        return load_file(path)
-    if start.startswith(b'\x80'):
-        with open(path, 'rb') as file:
-            return ArrayUnpickler(file, encoding='latin1').load()
+        file.seek(0)
+        if start.startswith(b'PK\x03\x04'):
+            return _read_torch(file, size)
+        if torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little') in start:
+            return _read_legacy_torch(file, size)
+        if start[8:9] == b'{':
+            return load_file(path)
+        if start.startswith(b'\x80'):
+            return ArrayUnpickler(file, size).load()
     raise CheckpointError(f'is neither a PyTorch checkpoint nor safetensors nor a pickle; it starts with {start!r}')
 
 
-def _read_torch(path: str) -> Any:
-    if digit_version(torch.__version__) >= digit_version('2.6.0'):
-        return torch.load(path, map_location='cpu', weights_only=True)
-    # Before 2.6, weights_only could be tricked and knows no MMEngine names.
-    pickle_module = ModuleType('restricted')
-    pickle_module.Unpickler = TorchUnpickler
-    pickle_module.load = lambda file, **kwargs: TorchUnpickler(file, **kwargs).load()
-    return torch.load(path, map_location='cpu', weights_only=False, pickle_module=pickle_module)
+def _read_torch(file: IO[bytes], size: int) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        root = names[0].split('/')[0]
+
+        def record(name: str) -> bytes:
+            info = archive.getinfo(f'{root}/{name}')
+            if info.compress_type != zipfile.ZIP_STORED:  # a few bytes could become any number
+                raise CheckpointError(f'is a compressed archive, which PyTorch does not write: {info.filename}')
+            return archive.read(info)
+
+        if f'{root}/constants.pkl' in names:
+            raise CheckpointError('is a TorchScript program, not a checkpoint')
+        if f'{root}/byteorder' in names and record('byteorder') != b'little':
+            raise CheckpointError('was written by a big-endian machine')
+        unpickler = TorchUnpickler(io.BytesIO(record('data.pkl')), size)
+        content = unpickler.load()
+        for key, storage in unpickler.storages.items():
+            _fill(storage, record(f'data/{key}'))
+    return content
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 spell bytes."""
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'refused encoding {encoding!r}')
-    return codecs.encode(text, encoding)
+def _read_legacy_torch(file: IO[bytes], size: int) -> Any:
+    """Five pickles one after the other, then the data of the storages."""
+    for _ in ('magic number', 'version', 'system'):
+        ArrayUnpickler(file, size).load()
+    unpickler = TorchUnpickler(file, size)
+    content = unpickler.load()
+    keys = ArrayUnpickler(file, size).load()
+    if keys != sorted(unpickler.storages):
+        raise CheckpointError('lacks the data of some tensors')
+    for key in keys:
+        storage = unpickler.storages[key]
+        if int.from_bytes(file.read(8), 'little') != len(storage):
+            raise CheckpointError('has another number of values than its tensors claim')
+        _fill(storage, file.read(len(storage) * storage.element_size()))
+    return content
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler in which only the names in :attr:`names` mean anything."""
-
-    names: Dict[str, Any] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What a name stands for.
-
-        Args:
-            module: As the pickle spells it.
-            name: Within the module.
-
-        Raises:
-            pickle.UnpicklingError: It is none of :attr:`names`.
-        """
-        try:
-            return self.names[f'{module}.{name}']
-        except KeyError:
-            raise pickle.UnpicklingError(f'refused to execute {module}.{name}') from None
-
-
-class TorchUnpickler(RestrictedUnpickler):
-    """For the pickles inside PyTorch files; torch itself resolves the storages."""
-
-    names = {
-        **trusted_names(),
-        '_codecs.encode': _encode,
-        'collections.OrderedDict': collections.OrderedDict,
-        'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-        'torch.Size': torch.Size,
-    }
-
-
-def _array_in_place(data: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    """How pickles of protocol 5 spell an array; the data is there before the array."""
-    return np.frombuffer(data, dtype).reshape(shape, order=order)
-
-
-class ArrayUnpickler(RestrictedUnpickler):
-    """For Detectron2's pickles: NumPy arrays in plain containers."""
-
-    names = {
-        '_codecs.encode': _encode,
-        'collections.OrderedDict': collections.OrderedDict,
-        'numpy.ndarray': 'ndarray',  # named in every array, never to be called
-        'numpy.dtype': np.dtype,
-    }
-    for _module in ('numpy.core', 'numpy._core'):
-        names[f'{_module}.multiarray._reconstruct'] = empty_array
-        names[f'{_module}.multiarray.scalar'] = trusted_names()[f'{_module}.multiarray.scalar']
-        names[f'{_module}.numeric._frombuffer'] = _array_in_place
+def _fill(storage: Tensor, data: bytes) -> None:
+    target = storage.view(torch.uint8).numpy()
+    if len(data) != len(target):
+        raise CheckpointError(f'has {len(data)} bytes of data where its tensors claim {len(target)}')
+    target[:] = np.frombuffer(data, np.uint8)
 
 
 def _unwrap(content: Any) -> Dict[str, Tensor]:
@@ -182,12 +156,10 @@ def _unwrap(content: Any) -> Dict[str, Tensor]:
     found = list(content) if isinstance(content, Mapping) else type(content).__name__
     weights, others = {}, []
     for key, value in content.items() if isinstance(content, Mapping) else ():
-        if isinstance(value, (np.ndarray, np.generic)):
-            value = torch.from_numpy(np.array(value))
         if isinstance(key, str) and isinstance(value, Tensor):
             weights[key] = value
         else:
-            others.append(str(key))
+            others.append(repr(key))
     if not weights:
         raise CheckpointError(f'holds no weights, but {str(found)[:200]}')
     if others:

@@ -1,8 +1,8 @@
-"""The few names besides tensors that a checkpoint may refer to, and nothing else.
+"""The few names besides tensors that MMEngine's checkpoints refer to when it resumes from them.
 
 A pickle calls functions by name. Loading only weights means resolving a closed list of names;
 each one here either builds plain data or is a stand-in that refuses all but the one use that
-MMEngine's and Detectron2's files make of it.
+MMEngine's files make of it.
 """
 
 import argparse

@@ -108,9 +108,9 @@ def finish_mmseg(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None
 
 def fold_scale(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Takes into the relative positions that their repository multiplies them with a scaled query."""
-    for key, value in state_dict.items():
+    for key in state_dict:
         if key.endswith(('rel_pos_h', 'rel_pos_w')):
-            state_dict[key] = value * value.shape[-1] ** -0.5
+            state_dict[key] = state_dict[key] * state_dict[key].shape[-1] ** -0.5
 
 
 def backbone_cfg(backbone: Dict[str, Tensor]) -> Dict[str, Any]:

@@ -46,6 +46,8 @@ def finish_base(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     for key in [key for key in state_dict if key.endswith('.q_bias')]:
         block = key[: -len('q_bias')]
         q, v = state_dict.pop(key), state_dict.pop(block + 'v_bias')
+        if block + 'qkv.bias' in state_dict:
+            raise ValueError(f'{block}qkv.bias is there beside {key}')
         state_dict[block + 'qkv.bias'] = torch.cat([q, torch.zeros_like(q), v])
 
 

@@ -12,21 +12,12 @@ import numpy as np
 import pytest
 import torch
 from evil import Evil, attacks
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mmvitzoo.checkpoints import CheckpointError, load, reading
+from mmvitzoo.checkpoints import CheckpointError, load
 
 WEIGHTS = {'stem.weight': torch.arange(12.0).view(3, 4), 'stem.bias': torch.ones(3, dtype=torch.float16)}
 ARRAYS = {key: value.numpy() for key, value in WEIGHTS.items()}
-
-
-@pytest.fixture(params=['torch >= 2.6', 'older torch'])
-def any_torch(request, monkeypatch):
-    """Both ways of reading PyTorch files."""
-    if request.param == 'older torch':
-        monkeypatch.setattr(reading.torch, '__version__', '2.1.2')
 
 
 def assert_weights(loaded):
@@ -37,7 +28,7 @@ def assert_weights(loaded):
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.bin'])
 @pytest.mark.parametrize('zipped', [True, False])
-def test_torch(tmp_path, any_torch, suffix, zipped):
+def test_torch(tmp_path, suffix, zipped):
     path = tmp_path / f'weights{suffix}'
     content = {'model': {k: torch.nn.Parameter(v) for k, v in WEIGHTS.items()}, 'epoch': 3}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -126,14 +117,14 @@ def test_missing_file():
 
 @pytest.mark.parametrize('attack', attacks('x'))
 @pytest.mark.parametrize('form', ['zip', 'legacy', 'pickle'])
-def test_malicious(tmp_path, any_torch, attack, form):
+def test_malicious(tmp_path, attack, form):
     target, path = tmp_path / 'executed', tmp_path / 'evil.pth'
     content = {'model': {'w': attacks(target)[attack]}}
     if form == 'pickle':
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == 'zip')
-    with pytest.raises(CheckpointError, match='evil.pth.*(refused|[Ww]eights.only)') as error:
+    with pytest.raises(CheckpointError, match='evil.pth: cannot be read as a checkpoint: refused to execute') as error:
         load(path)
     assert isinstance(error.value.__cause__, pickle.UnpicklingError) and not target.exists()
 
@@ -148,8 +139,8 @@ def test_pickle_cannot_claim_memory(tmp_path):
             load(tmp_path / name)
 
 
-def test_torch_program_is_not_run(tmp_path, any_torch):
-    """TorchScript archives bring code, which torch before 2.6 would run while loading."""
+def test_torch_program_is_not_run(tmp_path):
+    """TorchScript archives bring code."""
     torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / 'program.pth')
     with pytest.raises(CheckpointError, match='program.pth: is a TorchScript program'):
         load(tmp_path / 'program.pth')
@@ -168,9 +159,10 @@ def test_endless_nesting(tmp_path, name):
 
 
 def test_old_tar_archives_are_refused(tmp_path):
+    """What PyTorch wrote before 0.1.10."""
     with tarfile.open(tmp_path / 'old.pth', 'w') as archive:
         archive.addfile(tarfile.TarInfo('storages'), io.BytesIO())
-    with pytest.raises(CheckpointError, match='old.pth: is a tar archive'):
+    with pytest.raises(CheckpointError, match='old.pth: is neither a PyTorch'):
         load(tmp_path / 'old.pth')
 
 
@@ -197,30 +189,3 @@ def test_zip_that_is_no_checkpoint(tmp_path):
         archive.writestr('readme.txt', 'hello')
     with pytest.raises(CheckpointError, match='a.pth: cannot be read'):
         load(tmp_path / 'a.pth')
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_broken_files_raise_one_clear_error(tmp_path, data):
-    """Whatever is cut off or overwritten: the right weights or a CheckpointError."""
-    form = data.draw(st.sampled_from(['zip', 'legacy', 'safetensors', 'pickle']))
-    path = tmp_path / 'weights'
-    if form == 'safetensors':
-        save_file(WEIGHTS, path)
-    elif form == 'pickle':
-        path.write_bytes(pickle.dumps(ARRAYS))
-    else:
-        torch.save(WEIGHTS, path, _use_new_zipfile_serialization=form == 'zip')
-    content = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, len(content) - 1))]
-    for _ in range(data.draw(st.integers(0, 3))):
-        if content:
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content)
-    try:
-        loaded = load(path)
-    except CheckpointError as error:
-        assert str(path) in str(error) and '\n' not in str(error)
-    else:
-        assert all(isinstance(value, torch.Tensor) for value in loaded.values())
