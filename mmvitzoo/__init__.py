@@ -55,9 +55,10 @@ _check_requirements()
 
 from .checkpoints import trust_mmengine_checkpoints  # noqa: E402
 from .registry import MODELS  # noqa: E402
+from .zoo import get_config, list_models  # noqa: E402
 
 trust_mmengine_checkpoints()
 import_module('mmvitzoo.models')
 import_module('mmvitzoo.engine')
 
-__all__ = ['MODELS', '__version__']
+__all__ = ['MODELS', '__version__', 'get_config', 'list_models']

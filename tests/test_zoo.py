@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 import zoo_table
-from get_flops import Counting, measure
 from mmengine.config import Config
 from modelindex.load_model_index import load
 from torch import nn
+
+from mmvitzoo.analysis.cost import Counting, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 METAFILES = sorted(ROOT.glob('configs/*/metafile.yml'))

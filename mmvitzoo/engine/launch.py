@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
+
+from ..zoo import get_config
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 
@@ -48,19 +49,18 @@ def read_config(path: str) -> Config:
     """Reads the config of a model of the three toolboxes.
 
     Args:
-        path: A file, whose bases may be of any toolbox on both stacks.
+        path: A file or a name, see :func:`mmvitzoo.get_config`.
 
     Returns:
         The config, merged with its bases.
 
     Raises:
-        SystemExit: There is no such file, or its ``default_scope`` is none of the three toolboxes.
+        SystemExit: There is no such config, or its ``default_scope`` is none of the three toolboxes.
     """
-    # MMEngine looks for a distribution of the module's name, which onedl's is not.
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
-    if not os.path.isfile(path):
-        sys.exit(f'{path}: no such config')
-    config = Config.fromfile(path)
+    try:
+        config = get_config(path)
+    except ValueError as error:
+        sys.exit(str(error))
     scope = config.get('default_scope')
     if scope not in TOOLBOXES:
         sys.exit(f'{path}: default_scope is one of {", ".join(TOOLBOXES)}, got {scope!r}')

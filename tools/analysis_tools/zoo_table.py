@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import yaml
-from get_flops import measure
 from mmengine.logging import MMLogger
 
+from mmvitzoo.analysis.cost import measure
 from mmvitzoo.engine import read_config
 
 ROOT = Path(__file__).resolve().parents[2]

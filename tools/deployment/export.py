@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Callable, List, Sequence
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from mmvitzoo.checkpoints import CheckpointError, load
-from mmvitzoo.engine import read_config
+from mmvitzoo.inference import load_model
 
 FORMATS = dict(onnx='.onnx', torchscript='.pt', **{'exported-program': '.pt2'})
 TOLERANCE = 1e-4  # of the norm of an output
@@ -146,22 +144,11 @@ EXPORTERS = dict(zip(FORMATS, (export_onnx, export_torchscript, export_program))
 
 def build(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Exported:
     """The config's model with the checkpoint's weights, or with random ones."""
-    config = read_config(args.config)
-    init_default_scope(config.default_scope)
-    for part in ('backbone', 'neck'):
-        if config.model.get(part):
-            config.model[part].pop('init_cfg', None)
-    config.model.pop('init_cfg', None)
-    model = MODELS.build(config.model).eval()
-    if args.checkpoint:
-        try:
-            model.load_state_dict(load(args.checkpoint), strict=True)
-        except (FileNotFoundError, CheckpointError) as error:
-            parser.exit(1, f'{error}\n')
-        except RuntimeError as error:  # whose first lines name the keys
-            reason = ' '.join(line.strip() for line in str(error).splitlines()[:3])
-            parser.exit(1, f'{args.checkpoint} does not fit {args.config}: {reason[:400]}\n')
-    else:
+    try:
+        model = load_model(args.config, args.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        parser.exit(1, f'{error}\n')
+    if not args.checkpoint:
         print('no checkpoint: the weights are random')
     return Exported(model.requires_grad_(False))
 

@@ -1,0 +1,273 @@
+"""Finding configs, and models that predict: by name and by path, in our tools and in the toolboxes' inferencers."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mim.commands.download import download
+from mmengine.registry import DefaultScope
+from PIL import Image
+from pycocotools import mask as rle
+
+import mmvitzoo
+from mmvitzoo.checkpoints import CheckpointError, export, save
+from mmvitzoo.inference import Predictor, find_images, load_model, load_weights, read_image
+from mmvitzoo.zoo import FAMILIES, TASKS, family_of, tasks_of
+
+DETECTOR = 'mask-rcnn_mpvit-tiny_fpn_mini-coco'
+BOXES = 'retinanet_scalablevit-mini_fpn_mini-coco'
+SEGMENTOR = 'plainvit-mini_mln_upernet_mini-coco'
+CLASSIFIER = 'plainvit-mini_mini-classes'
+TASK_NAMES = {
+    'Image Classification': 'classification',
+    'Object Detection': 'detection',
+    'Instance Segmentation': 'instance-segmentation',
+    'Semantic Segmentation': 'semantic-segmentation',
+}
+
+
+@pytest.fixture(scope='module')
+def image(workspace):
+    return sorted((workspace / 'data/mini/val').glob('*.jpg'))[0]
+
+
+@pytest.fixture(scope='module')
+def checkpoints(workspace):
+    """Random weights, as a training leaves them."""
+    folder = workspace / 'random'
+    folder.mkdir()
+    for name in (DETECTOR, BOXES, SEGMENTOR, CLASSIFIER):
+        torch.manual_seed(0)
+        save(load_model(name).state_dict(), folder / f'{name}.pth')
+    return folder
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_models_are_those_of_the_metafiles(workspace):
+    models = [
+        model
+        for path in workspace.glob('configs/*/metafile.yml')
+        for model in yaml.safe_load(path.read_text())['Models']
+    ]
+    assert mmvitzoo.list_models() == sorted(model['Name'] for model in models)
+    for model in models:
+        told = {TASK_NAMES[result['Task']] for result in model.get('Results', [])}
+        assert told <= set(tasks_of(model['Name']))
+        if told:
+            assert set(tasks_of(model['Name'])) == told, model['Name']
+
+
+def test_families_and_tasks():
+    everything = mmvitzoo.list_models()
+    by_family = [mmvitzoo.list_models(family) for family in FAMILIES]
+    assert sorted(sum(by_family, [])) == everything and all(by_family)
+    assert set().union(*(mmvitzoo.list_models(task=task) for task in TASKS)) == set(everything)
+    assert mmvitzoo.list_models('vitae', 'detection') == mmvitzoo.list_models('vitae') != []
+    assert mmvitzoo.list_models('vitae', 'classification') == []
+    assert family_of('deit-base_upernet_8xb2-80k_ade20k-512x512') == 'plainvit'
+    types = dict(mpvit='MPViT', mvitv2='MViTv2', scalablevit='ScalableViT', plainvit='PlainViT', vitae='ViTAE')
+    for family, names in zip(FAMILIES, by_family):
+        config = mmvitzoo.get_config(names[0])
+        assert config.model.backbone.type == types[family] and config.filename.endswith(f'/{names[0]}.py')
+
+
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: mmvitzoo.list_models('swin'), "family is one of mpvit, .*, got 'swin'"),
+        (lambda: mmvitzoo.list_models(task='pose'), "task is one of classification, .*, got 'pose'"),
+        (lambda: mmvitzoo.get_config('mpvit-tyny_8xb128_in1k'), 'no such config.*close are mpvit-tiny_8xb128_in1k'),
+        (lambda: mmvitzoo.get_config('nothing/of/this.py'), 'nothing/of/this.py: no such config'),
+    ],
+)
+def test_unknown_names(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_mim_downloads_what_is_published(tmp_path, monkeypatch):
+    asked = []
+    module = sys.modules[download.__module__]  # whose name the function hides
+    monkeypatch.setattr(module, 'download_from_file', lambda url, path, **kwargs: asked.append(url))
+    download('mmvitzoo', ['mvitv2-tiny_8xb256_in1k'], str(tmp_path))
+    assert asked == ['https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_T_in1k.pyth']
+    assert mmvitzoo.get_config(str(tmp_path / 'mvitv2-tiny_8xb256_in1k.py')).model.backbone.type == 'MViTv2'
+
+
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('mpvit-tiny_8xb128_in1k', 'no address is known; published by the authors with their implementation'),
+        (DETECTOR, 'there are none; train this config'),
+    ],
+)
+def test_mim_says_where_nothing_is_published(run, name, reason):
+    assert reason in run(f'mim download mmvitzoo --config {name} --dest downloads', fails=True)
+
+
+# ---------------------------------------------------------------- the toolboxes' inferencers
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('by_name', [True, False])
+def test_det_inferencer(workspace, checkpoints, image, by_name):
+    from mmdet.apis import DetInferencer
+
+    config = mmvitzoo.get_config(DETECTOR) if by_name else str(workspace / f'configs/mpvit/{DETECTOR}.py')
+    inferencer = DetInferencer(config, str(checkpoints / f'{DETECTOR}.pth'), device='cpu', show_progress=False)
+    (found,) = inferencer(str(image), return_vis=True, no_save_vis=True)['predictions']
+    ours = Predictor(DETECTOR, checkpoints / f'{DETECTOR}.pth', 'cpu', score_thr=0)(image).result['objects']
+    assert len(ours) == len(found['scores']) > 0
+    np.testing.assert_allclose([x['score'] for x in ours], sorted(found['scores'], reverse=True))
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('by_name', [True, False])
+def test_seg_inferencer(workspace, checkpoints, image, by_name):
+    from mmseg.apis import MMSegInferencer
+
+    config = mmvitzoo.get_config(SEGMENTOR) if by_name else str(workspace / f'configs/vit/{SEGMENTOR}.py')
+    inferencer = MMSegInferencer(config, str(checkpoints / f'{SEGMENTOR}.pth'), device='cpu')
+    labels = inferencer(str(image), out_dir='')['predictions']
+    prediction = Predictor(SEGMENTOR, checkpoints / f'{SEGMENTOR}.pth', 'cpu')(image)
+    assert np.array_equal(prediction.labels, labels)
+    assert sum(x['share'] for x in prediction.result['classes']) == pytest.approx(1)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('by_name', [True, False])
+def test_classification_inferencer(workspace, checkpoints, image, by_name):
+    from mmpretrain import ImageClassificationInferencer
+
+    config = mmvitzoo.get_config(CLASSIFIER) if by_name else str(workspace / f'configs/vit/{CLASSIFIER}.py')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # MMPretrain's, unlike the others', leaves it to us
+        inferencer = ImageClassificationInferencer(config, str(checkpoints / f'{CLASSIFIER}.pth'), device='cpu')
+        (told,) = inferencer(str(image))
+    best = Predictor(CLASSIFIER, checkpoints / f'{CLASSIFIER}.pth', 'cpu')(image).result['classes']
+    assert len(best) == 5 and best[0]['score'] == pytest.approx(told['pred_score'])
+    assert best[0]['class'] == str(told['pred_label'])  # of the digits
+
+
+def test_models_of_several_toolboxes_take_turns(checkpoints, image):
+    predictors = [Predictor(name, checkpoints / f'{name}.pth', 'cpu') for name in (DETECTOR, SEGMENTOR, CLASSIFIER)]
+    first = [predictor(image).result for predictor in predictors]
+    assert [predictor(image).result for predictor in predictors] == first
+
+
+# ---------------------------------------------------------------- tools/infer.py
+
+INFER = 'python tools/infer.py'
+
+
+@pytest.mark.parametrize('name', [DETECTOR, BOXES, SEGMENTOR, CLASSIFIER])
+def test_folder_of_images(run, workspace, checkpoints, image, name):
+    folder, out = workspace / 'own images', workspace / f'seen-{name}'
+    (folder / 'below').mkdir(parents=True, exist_ok=True)
+    picture = Image.open(image)
+    picture.save(folder / 'a.png')
+    picture.convert('L').save(folder / 'below' / 'a.jpg')
+    (folder / 'notes.txt').write_text('no image')
+    (workspace / 'own').unlink(missing_ok=True)
+    (workspace / 'own').symlink_to(folder)
+    output = run(f'{INFER} {name} random/{name}.pth own --out {out.name} --score-thr 0 --device cpu')
+    assert f'{out.name}: 2 of 2 images' in output and '2/2' in output
+    for stem in ('a.png', 'below/a.jpg'):
+        assert read_image(out / f'pictures/{stem}.png').shape == np.asarray(picture).shape
+        content = json.loads((out / f'predictions/{stem}.json').read_text())
+        assert (content['width'], content['height']) == picture.size
+        if name in (DETECTOR, BOXES):
+            assert content['objects'] and content['objects'][0]['class'] in '0123456789'
+            scores = [item['score'] for item in content['objects']]
+            assert scores == sorted(scores, reverse=True)
+        if name == DETECTOR:
+            assert rle.decode(content['objects'][0]['mask']).shape == picture.size[::-1]
+        assert (out / f'predictions/{stem}.png').exists() == (name == SEGMENTOR)
+    if name == SEGMENTOR:
+        labels = np.asarray(Image.open(out / 'predictions/a.png.png'))
+        largest = content_classes(out)[0]
+        assert largest['share'] == pytest.approx((labels == labels_of(largest)).mean())
+
+
+def content_classes(out):
+    return json.loads((out / 'predictions/a.png.json').read_text())['classes']
+
+
+def labels_of(item):
+    return 0 if item['class'] == 'background' else int(item['class']) + 1
+
+
+def test_a_bad_image_does_not_end_a_long_run(run, workspace, checkpoints, image):
+    folder = workspace / 'some-bad'
+    folder.mkdir()
+    (folder / 'empty.jpg').touch()
+    (folder / 'text.png').write_text('hello')
+    Image.open(image).save(folder / 'z.png')
+    output = run(f'{INFER} {CLASSIFIER} random/{CLASSIFIER}.pth some-bad --out some', fails=True)
+    assert 'empty.jpg: cannot be read as an image' in output and 'text.png: cannot' in output
+    assert 'some: 1 of 3 images' in output and (workspace / 'some/predictions/z.png.json').exists()
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (f'swin random/{CLASSIFIER}.pth data/mini/val', 'swin: no such config'),
+        (f'{CLASSIFIER} nowhere.pth data/mini/val', 'nowhere.pth: no such checkpoint file'),
+        (f'{CLASSIFIER} random/{CLASSIFIER}.pth nowhere', 'nowhere: no such image or folder'),
+        (f'{CLASSIFIER} random/{CLASSIFIER}.pth configs/vit', 'configs/vit: no image in this folder'),
+        (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'does not fit the config: lacks backbone.'),
+        (f'{DETECTOR} configs/vit/README.md data/mini/val', 'README.md: is neither a PyTorch checkpoint nor'),
+    ],
+)
+def test_wrong_arguments(run, workspace, checkpoints, arguments, message):
+    output = run(f'{INFER} {arguments} --out nothing', fails=True)
+    assert message in output and 'Traceback' not in output
+    assert not (workspace / 'nothing').exists()
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_authors_files_are_converted(tmp_path):
+    config = mmvitzoo.get_config('plainvit-tiny_in1k')
+    model = load_model(config)
+    theirs = export(model.state_dict(), 'plainvit', 'timm')
+    assert not any(key.startswith('backbone.') for key in theirs)
+    save(theirs, tmp_path / 'timm.pth')
+    again = load_model(config, tmp_path / 'timm.pth').state_dict()
+    assert again.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.items())
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    model = load_model(CLASSIFIER)
+    weights = model.state_dict()
+    for change, message in (
+        (dict(extra=torch.zeros(1)), 'has what the model has not: extra$'),
+        ({'head.fc.weight': torch.zeros(7, 128)}, 'size mismatch for head.fc.weight'),
+    ):
+        save({**weights, **change}, tmp_path / 'a.pth', overwrite=True)
+        with pytest.raises(CheckpointError, match=f'a.pth: does not fit the config: {message}'):
+            load_weights(model, tmp_path / 'a.pth')
+    del weights['head.fc.bias'], weights['head.fc.weight']
+    save(weights, tmp_path / 'a.pth', overwrite=True)
+    with pytest.raises(CheckpointError, match='lacks head.fc.bias and 1 more$'):
+        load_weights(model, tmp_path / 'a.pth')
+
+
+def test_configs_of_other_scopes():
+    config = mmvitzoo.get_config(CLASSIFIER)
+    config.default_scope = 'mmpose'
+    with pytest.raises(ValueError, match="default_scope is one of mmdet, mmseg, mmpretrain, got 'mmpose'"):
+        load_model(config)
+
+
+def test_images_of_a_folder_are_sorted(tmp_path):
+    for name in ('b.JPG', 'a.txt', 'sub/a.webp'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ['b.JPG', 'sub/a.webp']
