@@ -1,6 +1,7 @@
 # make demo    trains a detector from scratch on the demonstration data and draws what it sees
 # make test    runs the tests
-# Both make a virtual environment with the pinned stack first. STACK=onedl chooses the second stack,
+# make docs    builds the documentation, from docs/_build/index.html on
+# All make a virtual environment with the pinned stack first. STACK=onedl chooses the second stack,
 # PYTHON and VENV where the interpreter is and where the environment goes.
 
 STACK ?= openmmlab
@@ -21,7 +22,7 @@ ifeq ($(shell command -v nvcc),)
 export CUDA_VISIBLE_DEVICES :=
 endif
 
-.PHONY: env demo test lint clean
+.PHONY: env demo test lint docs clean
 
 env:
 	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }
@@ -42,5 +43,8 @@ lint: env
 	ruff check .
 	ruff format --check .
 
+docs: env
+	sphinx-build -W --keep-going docs docs/_build
+
 clean:
-	rm -rf .venv .venv-onedl build *.egg-info work_dirs data/mini
+	rm -rf .venv .venv-onedl build docs/_build *.egg-info work_dirs data/mini

@@ -113,9 +113,11 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     Raises:
         ValueError: There is no such file, or it is no image.
     """
+    if not Path(path).is_file():
+        raise ValueError(f'{path}: no such image')
     try:
         image = mmcv.imread(str(path))
-    except (FileNotFoundError, IsADirectoryError, cv2.error):  # the last one of an empty file
+    except cv2.error:  # of an empty file
         image = None
     if image is None:
         raise ValueError(f'{path}: cannot be read as an image')

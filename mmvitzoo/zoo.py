@@ -16,8 +16,10 @@ def list_models(family: Optional[str] = None, task: Optional[str] = None) -> Lis
     """Names of the configs that come with this package.
 
     Args:
-        family: One of :data:`FAMILIES`; ``'plainvit'`` includes DeiT and ViTDet. None is all.
-        task: One of :data:`TASKS`. None is all.
+        family: ``'mpvit'``, ``'mvitv2'``, ``'scalablevit'``, ``'plainvit'`` (with DeiT and ViTDet) or ``'vitae'``;
+            None is all.
+        task: ``'classification'``, ``'detection'``, ``'instance-segmentation'`` or ``'semantic-segmentation'``; None is
+            all.
 
     Returns:
         Sorted names, such as ``'mask-rcnn_mpvit-tiny_fpn_1x_coco'``, for :func:`get_config`.

@@ -14,6 +14,7 @@ from mmengine.utils import track_iter_progress
 from PIL import Image
 
 from mmvitzoo.inference import Predictor, find_images
+from mmvitzoo.writing import whole_file
 
 
 def main():
@@ -41,14 +42,15 @@ def main():
             continue
         name = path.relative_to(root)
         picture, numbers = (args.out / folder / name for folder in ('pictures', 'predictions'))
-        for folder in (picture.parent, numbers.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(prediction.picture).save(f'{picture}.png')
         height, width = prediction.picture.shape[:2]
         content = dict(image=str(path), height=height, width=width, **prediction.result)
-        Path(f'{numbers}.json').write_text(json.dumps(content, indent=1))
+        with whole_file(f'{picture}.png') as part:
+            Image.fromarray(prediction.picture).save(part, 'PNG')
+        with whole_file(f'{numbers}.json') as part:
+            part.write_text(json.dumps(content, indent=1))
         if prediction.labels is not None:
-            Image.fromarray(prediction.labels).save(f'{numbers}.png')
+            with whole_file(f'{numbers}.png') as part:
+                Image.fromarray(prediction.labels).save(part, 'PNG')
     print(f'\n{args.out}: {len(images) - failed} of {len(images)} images')
     parser.exit(1 if failed else 0)
 

@@ -68,7 +68,7 @@ def main():
     print(f'Ready after {clock(time.time() - started)}; the log is {log}', flush=True)
 
 
-EXTRA_FILES = ('runtime.txt', 'tests.txt', 'export.txt')
+EXTRA_FILES = ('runtime.txt', 'tests.txt', 'export.txt', 'app.txt', 'docs.txt', 'notebooks.txt')
 
 
 def fingerprint(requirements, cuda):

@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..writing import whole_file
+
 
 def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool = False) -> None:
     """Writes weights atomically: a reader sees the old file or the new one, never a half.
@@ -26,19 +28,15 @@ def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool 
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f'{path}: exists already and is not overwritten')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')  # what a killed process leaves there, the next one writes over
     try:
-        if path.suffix == '.safetensors':
-            save_file({key: value.contiguous() for key, value in state_dict.items()}, part)
-        else:
-            torch.save({'state_dict': state_dict}, part)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)  # safetensors gives 0600
-        os.replace(part, path)
+        with whole_file(path) as part:
+            if path.suffix == '.safetensors':
+                save_file({key: value.contiguous() for key, value in state_dict.items()}, part)
+            else:
+                torch.save({'state_dict': state_dict}, part)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(part, 0o666 & ~umask)  # safetensors gives 0600
     except (RuntimeError, SafetensorError) as error:  # what their writers make of a full disk
         reason = str(error).splitlines()[0]
         raise OSError(f'{path}: cannot be written (is the disk full?): {reason}') from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""Builds the documentation with Sphinx: `make docs`, or sphinx-build -W docs docs/_build.
+
+Links in pages are those of the repository, so that they work there, too: a link to a page stays within the site,
+one to any other file downloads it.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+from mmvitzoo.version import __version__  # noqa: E402
+
+project = 'MMViTZoo'
+author = 'MMViTZoo contributors'
+copyright = author
+release = __version__
+
+extensions = [
+    'myst_nb',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.viewcode',
+    'sphinx_copybutton',
+]
+exclude_patterns = ['_build']
+nitpicky = True
+# Only this project's own names have a page to lead to.
+nitpick_ignore_regex = [('py:.*', r'(?!mmvitzoo).*')]
+
+myst_heading_anchors = 3
+nb_execution_mode = 'off'
+
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'description'
+autodoc_typehints_description_target = 'documented'
+autodoc_inherit_docstrings = False
+napoleon_use_ivar = True
+
+html_theme = 'furo'
+html_title = f'MMViTZoo {release}'
+html_static_path = ['_static']
+html_css_files = ['site.css']
+copybutton_prompt_text = r'>>> |\.\.\. '
+copybutton_prompt_is_regexp = True
+
+
+def setup(app):
+    app.connect('source-read', place)
+
+
+def place(app, docname, source):
+    """Shows the file that a page includes, with its links turned for the folder of the page."""
+    page = DOCS / f'{docname}.md'
+    if not page.exists():
+        return  # a notebook
+    origin = included(page) or page
+    shown = {included(other): other for other in DOCS.rglob('*.md')}
+
+    def turn(match):
+        if match[1] is None:  # a block of code
+            return match[0]
+        target = (origin.parent / match[1]).resolve()
+        return f']({os.path.relpath(shown.get(target, target), page.parent)}'
+
+    block_or_link = r'^```.*?^```|\]\((?!https?:|#)([^)#]+)'
+    source[0] = re.sub(block_or_link, turn, origin.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def included(page):
+    """The file of the repository that a page shows, if the page is nothing but its inclusion."""
+    match = re.fullmatch(r'```\{include\} (\S+)\n```\n', page.read_text())
+    return match and (page.parent / match[1]).resolve()

@@ -1,0 +1,24 @@
+"""What a model costs, and what its backbone sees.
+
+Costs are counted by :mod:`mmvitzoo.analysis.cost`, which needs PyTorch 2.3 and is not imported here.
+"""
+
+from .attention import AttentionMap, attention_maps, draw_attention
+from .features import FeatureMap, draw_features, feature_maps
+from .grid import Grid
+from .images import normalize
+from .receptive_field import ReceptiveField, draw_receptive_fields, receptive_fields
+
+__all__ = [
+    'AttentionMap',
+    'FeatureMap',
+    'Grid',
+    'ReceptiveField',
+    'attention_maps',
+    'draw_attention',
+    'draw_features',
+    'draw_receptive_fields',
+    'feature_maps',
+    'normalize',
+    'receptive_fields',
+]

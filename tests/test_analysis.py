@@ -1,0 +1,317 @@
+"""Looking into backbones: features, attention, receptive fields, and the commands that draw them."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from forms import FORMS, slim
+from sklearn.decomposition import PCA
+from torch import nn
+
+from mmvitzoo.analysis import attention_maps, draw_attention, feature_maps, normalize, receptive_fields
+from mmvitzoo.analysis.attention import attention_layers
+from mmvitzoo.analysis.command import read_resized
+from mmvitzoo.analysis.features import colour
+from mmvitzoo.analysis.receptive_field import ReceptiveField
+from mmvitzoo.models import MPViT, PlainViT
+from mmvitzoo.models.backbones.base import Backbone
+from mmvitzoo.models.backbones.mpvit import FactorizedAttention
+from mmvitzoo.models.backbones.mvitv2 import PoolingAttention
+from mmvitzoo.models.backbones.scalablevit import ScalableAttention, WindowAttention
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / 'docs' / 'seeing_inside.md').read_text()
+COMMANDS = [x for x in re.sub(r'\\\n', '', PAGE).splitlines() if x.startswith('python tools/visualization/')]
+SIZE = (72, 104)  # no side of a map is a multiple of a window
+PHOTO = 'data/mini/val/000001.jpg'
+PLAIN = 'configs/vitdet/mask-rcnn_plainvit-mini_mini-coco.py'
+every_form = pytest.mark.parametrize('form', FORMS)
+
+
+def photo(size=SIZE):
+    return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+# --- attention
+
+
+@every_form
+@pytest.mark.parametrize('point', [(0, 0), (51, 40), (103, 71)])
+def test_weights_make_of_values_what_the_block_computes(form, point):
+    model = slim(form).eval()
+    layers = list(attention_layers(model))
+    seen = {}
+    for layer in layers:
+        for module in (layer.attn, layer.attn.proj):
+            module.register_forward_pre_hook(lambda module, args: seen.update({module: args}))
+    maps = attention_maps(model, photo(), point, range(layers[-1].block + 1))
+    assert len(maps) == len(layers)
+    with torch.no_grad():
+        model(photo())
+        for layer, found in zip(layers, maps):
+            (result,) = seen[layer.attn.proj]
+            if form == 'vit':
+                result = result[:, 1:].unflatten(1, (5, 7))
+            values, elsewhere, added = values_of(layer.attn, *seen[layer.attn])
+            heads = len(found.weights)
+            mixed = torch.einsum('nhw,hwnc->nc', found.weights, values.unflatten(-1, (heads, -1)))
+            mixed = (mixed + found.off_map[:, None] * elsewhere.view(heads, -1)).flatten()
+            assert torch.allclose(mixed, result[(0, *found.query)] - added[found.query], atol=1e-5)
+            if isinstance(layer.attn, FactorizedAttention):
+                continue
+            assert found.weights.min() >= 0
+            assert torch.allclose(found.weights.sum((1, 2)) + found.off_map, torch.ones(heads))
+            side = layer.window // layer.queries.stride
+            over_border = side and any((i // side + 1) * side > n for i, n in zip(found.query, result.shape[1:3]))
+            outside = form == 'vit' or (over_border and not isinstance(layer.attn, WindowAttention))
+            assert (found.off_map > 0).tolist() == [outside] * heads
+
+
+def values_of(attn, x, crpe=None):
+    """The map of values (H, W, C), the value off the map (C), and what is added to attention (H, W, C)."""
+    nothing = torch.zeros(())
+    if isinstance(attn, PoolingAttention):
+        q, _, v = attn.qkv(x).chunk(3, -1)
+        return attn.pooled(v, 'v')[0], torch.zeros(v.shape[-1]), attn.pooled(q, 'q')[0]
+    if isinstance(attn, ScalableAttention):
+        if attn.spatial_ratio == 1:
+            return attn.kv(x).chunk(2, -1)[1][0], torch.zeros(x.shape[-1]), nothing.expand(*x.shape[1:])
+        ratio = attn.spatial_ratio
+        y = F.pad(x, (0, 0, 0, -x.shape[2] % ratio, 0, -x.shape[1] % ratio)).permute(0, 3, 1, 2)
+        y = F.gelu(attn.norm(attn.reduction(y).permute(0, 2, 3, 1)))
+        return attn.v(y)[0], torch.zeros(x.shape[-1]), nothing.expand(*x.shape[1:])
+    q, _, v = attn.qkv(x).chunk(3, -1)
+    if isinstance(attn, FactorizedAttention):
+        return v[0], torch.zeros(v.shape[-1]), (q * crpe(v))[0]
+    if isinstance(attn, WindowAttention):
+        return v[0], torch.zeros(v.shape[-1]), attn.interact(v)[0]
+    if x.dim() == 3:  # the class token comes first
+        return v[0, 1:].unflatten(0, (5, 7)), v[0, 0], nothing.expand(5, 7, v.shape[-1])
+    return v[0], attn.qkv.bias.chunk(3)[2], nothing.expand_as(v[0])
+
+
+@pytest.mark.parametrize('form', ['vitdet_conv', 'scalablevit'])
+def test_window_is_where_weights_are(form):
+    found, *_ = attention_maps(slim(form).eval(), photo((128, 160)), (70, 75), [0])
+    rows, cols = (found.key_grid.nearest(side) for side in (128, 160))
+    ys, xs = (found.weights.mean(0)[rows][:, cols] > 0).nonzero().T
+    assert found.window == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    assert found.window == dict(vitdet_conv=(48, 48, 96, 96), scalablevit=(54, 54, 82, 82))[form]
+
+
+def test_query_is_the_token_nearest_to_the_point():
+    """Patches of a plain backbone lie side by side, those of a pyramid are centred on multiples of the stride."""
+    plain, pyramid = slim('vitdet').eval(), slim('mpvit').eval()
+    for x, token, block in ((15, 0, 3), (16, 1, 3), (31, 1, 3), (32, 2, 3)):
+        assert attention_maps(plain, photo(), (x, 71), [block])[0].query == (4, token)
+    for x, token in ((15, 0), (16, 1), (47, 1), (48, 2), (103, 3)):
+        assert attention_maps(pyramid, photo(), (x, 71), [4])[0].query == (2, token)
+
+
+@pytest.mark.parametrize(
+    'form, blocks',
+    [
+        ('vit', '0 global, 1 global, 2 global, 3 global'),
+        ('vitdet', '0 window, 1 global, 2 window, 3 global'),
+        ('mvitv2_windows', '0 window, 1 window, 2 global, 3 window, 4 global, 5 global'),
+        ('scalablevit', ', '.join(f'{i} {("window", "scalable")[i % 2]}' for i in range(8))),
+        (
+            'mpvit',
+            ', '.join(f'{i} path {k} x {k}' for i in (0, 2, 3, 4) for k in (3, 5, 7)).replace('0 path 7 x 7, ', ''),
+        ),
+    ],
+)
+def test_blocks_of_every_stage_and_kind_are_chosen(form, blocks):
+    maps = attention_maps(slim(form).eval(), photo(), (9, 9))
+    assert ', '.join(f'{found.block} {found.kind}' for found in maps) == blocks
+
+
+def test_figure_tells_head_and_numbers():
+    model = slim('vitdet').eval()
+    image = np.zeros((*SIZE, 3), np.uint8)
+    maps = attention_maps(model, photo(), (100, 70), [0])
+    for head in (None, 2):
+        weights, off_map = (x.mean(0) if head is None else x[head] for x in (maps[0].weights, maps[0].off_map))
+        _, axis = draw_attention(image, maps, (100, 70), head).axes
+        assert axis.get_title() == 'block 0: window, stride 16'
+        assert axis.get_xlabel() == f'keys of stride 16\nup to {weights.max():.2g}, {off_map:.1%} off the map'
+    with pytest.raises(ValueError, match='the heads of block 0 are from 0 to 2, got 3'):
+        draw_attention(image, maps, (100, 70), 3)
+
+
+def test_family_whose_attention_is_not_known():
+    class Other(Backbone):
+        arch_zoo = {'tiny': {}}
+
+    with pytest.raises(ValueError, match='^the attention of Other is not known$'):
+        attention_maps(Other('tiny', 4, (3,), 0.0, -1), photo(), (0, 0))
+
+
+def test_coarse_keys_lie_where_their_tokens_do():
+    for found in attention_maps(slim('scalablevit').eval(), photo(), (9, 9), [1, 3, 5]):
+        ratio = found.key_grid.stride // found.query_grid.stride
+        assert ratio > 1 and torch.equal(found.key_grid.nearest(104), found.query_grid.nearest(104) // ratio)
+
+
+# --- features
+
+
+def test_colours_are_principal_components():
+    x = torch.randn(20, 9, 13, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 21)[:, None, None]
+    explained, rgb = colour(x)
+    tokens = x.flatten(1).T.numpy()
+    pca = PCA(3, svd_solver='full').fit(tokens)
+    projected = pca.transform(tokens)
+    low, high = np.quantile(projected, (0.02, 0.98), axis=0)
+    assert explained == pytest.approx(pca.explained_variance_ratio_.sum(), rel=1e-4)
+    assert np.allclose(rgb.reshape(-1, 3), ((projected - low) / (high - low)).clip(0, 1), atol=1e-3)
+
+
+@every_form
+def test_features_of_every_form(form):
+    maps = feature_maps(nn.ModuleDict(dict(backbone=slim(form).eval())), photo())
+    assert tuple(x.grid.stride for x in maps) == FORMS[form].strides
+    assert tuple(x.channels for x in maps) == FORMS[form].channels
+    for x in maps:
+        assert x.rgb.shape == (*x.grid.size(SIZE), 3) and x.rgb.min() == 0 and x.rgb.max() == 1
+        assert 0.1 < x.explained <= 1.001
+
+
+def test_map_of_one_token_has_a_colour():
+    last = feature_maps(slim('mpvit').eval(), photo((32, 32)))[-1]
+    assert last.rgb.shape == (1, 1, 3) and np.isfinite(last.rgb).all() and last.explained == 0
+
+
+def test_classifier_of_class_tokens_has_maps():
+    model = PlainViT('tiny', img_size=64, out_type='cls_token').eval()
+    assert feature_maps(model, photo())[0].rgb.shape == (5, 7, 3)
+    assert receptive_fields(model, photo())[0].field.shape == SIZE
+    assert model(photo())[0].shape == (1, 192)
+
+
+# --- receptive fields
+
+
+def test_field_is_the_window_where_nothing_crosses_windows():
+    torch.manual_seed(0)
+    arch = dict(embed_dims=48, num_layers=3, num_heads=3, mlp_ratio=2)
+    model = PlainViT(arch, img_size=144, with_cls_token=False, window_size=3, with_cp=True).eval()
+    model.init_weights()
+    (found,) = receptive_fields(model, torch.cat([photo((144, 144))] * 2))
+    window = found.field[48:96, 48:96]
+    assert found.center == (72, 72) and window.min() > 0 and window.sum() == pytest.approx(1)
+    assert found.side(1) == 48 and found.side(0.5) < 48
+    # Its final norm does not hide what the token depends on most: its own patch.
+    assert found.field[64:80, 64:80].mean() > 2 * window.mean()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize('form', ['mpvit', 'mvitv2', 'scalablevit', 'vitae_s'])
+def test_fields_lie_around_the_centres_of_their_tokens(form):
+    """Of new models, which hardly prefer a direction."""
+    for found in receptive_fields(slim(form).eval(), photo((224, 224)))[:2]:
+        near = found.field > found.field.max() / 20
+        y, x = near.nonzero().double().mean(0).tolist()
+        assert found.center == pytest.approx((x + 0.5, y + 0.5), abs=found.stride / 4)
+
+
+def test_side_of_a_known_field():
+    field = torch.full((20, 20), 1 / 400)
+    assert ReceptiveField('', 2, (10, 10), field).side(0.5) == 16  # 14 * 14 are less than half of 400
+    assert ReceptiveField('', 2, (10.5, 10.5), field).side(0.5) == 15
+    assert ReceptiveField('', 2, (10, 10), field).side(0.95) == 20
+    assert ReceptiveField('', 2, (0, 0), field).side(1) == 40
+
+
+# --- images and commands
+
+
+@pytest.mark.parametrize(
+    'key, channels', [('bgr_to_rgb', (0, 1, 2)), ('to_rgb', (0, 1, 2)), (None, (2, 1, 0))], ids=str
+)
+def test_image_is_normalised_as_the_toolboxes_do(workspace, key, channels):
+    image = read_resized(workspace / PHOTO, (40, 56))
+    assert image.shape == (40, 56, 3) and image[..., 0].mean() > image[..., 2].mean()  # an orange suit
+    x = normalize(image, dict(mean=[1, 2, 3], std=[4, 5, 6], **({key: True} if key else {})))
+    for i, channel in enumerate(channels):
+        assert torch.allclose(x[0, i], (torch.from_numpy(image[..., channel]).float() - (i + 1)) / (i + 4))
+
+
+@pytest.fixture
+def command(workspace, monkeypatch):
+    """Runs a command line of Python in this process, in the workspace."""
+
+    def command(line):
+        monkeypatch.chdir(workspace)
+        monkeypatch.setattr(sys, 'argv', shlex.split(line)[1:])
+        runpy.run_path(sys.argv[0], run_name='__main__')
+
+    return command
+
+
+@pytest.mark.parametrize('line', COMMANDS, ids=lambda line: re.search('docs/_static/(.*).png', line)[1])
+def test_commands_of_the_page(command, workspace, capsys, line):
+    """With random weights, for the trainings take minutes."""
+    line, (checkpoint,) = re.sub(r'--checkpoint \S+ ', '', line), re.findall(r'--checkpoint (\S+)', line)
+    assert checkpoint.split('/')[1] in line  # the training's folder has the config's name
+    command(line.replace('docs/_static/', 'out/pictures/'))
+    assert 'no checkpoint: the weights are random\nwritten  out/pictures/' in capsys.readouterr().out
+    picture = plt.imread(workspace / re.search(r'out/\S+', line.replace('docs/_static/', 'out/pictures/'))[0])
+    assert picture.shape[1] == 1200 and picture[..., :3].std() > 0.05
+    assert not list((workspace / 'out' / 'pictures').glob('.*'))
+
+
+def test_page_has_a_command_for_each_picture():
+    pictures = set(re.findall(r'\]\(_static/(.*?)\)', PAGE))
+    assert len(pictures) == 6 and pictures == {re.search(r'docs/_static/(\S+)', line)[1] for line in COMMANDS}
+
+
+def test_checkpoint_and_images_are_read(command, workspace, capsys):
+    torch.manual_seed(0)
+    model = MPViT('tiny').eval()
+    arguments = 'configs/mpvit/mpvit-tiny_8xb128_in1k.py --size 64 96 --out out/field.svg'
+    torch.save({'model': model.state_dict()}, workspace / 'backbone_only.pth')
+    with pytest.raises(SystemExit):
+        command(f'python tools/visualization/receptive_field.py {arguments} --checkpoint backbone_only.pth')
+    assert 'backbone_only.pth: ' in capsys.readouterr().err and not (workspace / 'out' / 'field.svg').exists()
+    command(f'python tools/visualization/receptive_field.py {arguments} --images {PHOTO} data/mini/val/000002.jpg')
+    assert (workspace / 'out' / 'field.svg').read_text().count('<svg') == 1
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (f'{PLAIN} nowhere.jpg --point 1 1 --out a.png', 'nowhere.jpg: cannot be read as an image'),
+        (f'{PLAIN} {PLAIN} --point 1 1 --out a.png', f'{PLAIN}: cannot be read as an image'),
+        (f'{PLAIN} empty.jpg --point 1 1 --out a.png', 'empty.jpg: cannot be read as an image'),
+        (f'{PLAIN} {PHOTO} --point 192 1 --out a.png', 'the point is within 0 to 191 and 0 to 159, got 192 and 1'),
+        (f'{PLAIN} {PHOTO} --point 1 -1 --out a.png', 'the point is within 0 to 191 and 0 to 159, got 1 and -1'),
+        (f'{PLAIN} {PHOTO} --point 1 1 --out a.png --blocks 5 6', 'blocks are from 0 to 5, got 5, 6'),
+        (f'{PLAIN} {PHOTO} --point 1 1 --out a.png --head 4', 'the heads of block 0 are from 0 to 3, got 4'),
+        (f'{PLAIN} {PHOTO} --point 1 1 --out a.txt', '--out: pictures end in .png, .jpg'),
+        (f'{PLAIN} {PHOTO} --point 1 1 --out empty.jpg/a.png', "File exists: 'empty.jpg'"),
+        (
+            f'{PLAIN} {PHOTO} --point 1 1 --out a.png --size 31 64',
+            'images have at least 32 pixels a side, got [31, 64]',
+        ),
+        (f'{PLAIN} {PHOTO} --point 1 1 --out a.png --checkpoint no.pth', 'no.pth: no such checkpoint'),
+        ('nowhere.py x.jpg --point 1 1 --out a.png', 'nowhere.py: no such config'),
+        ('resnet.py x.jpg --point 1 1 --out a.png', 'x.jpg: cannot be read as an image'),
+        (f'resnet.py {PHOTO} --point 1 1 --out a.png', 'only backbones of mmvitzoo can be seen into, got ResNet'),
+    ],
+)
+def test_errors_are_one_line(command, workspace, capsys, arguments, message):
+    (workspace / 'empty.jpg').touch()
+    (workspace / 'resnet.py').write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
+    with pytest.raises(SystemExit) as done:
+        command(f'python tools/visualization/attention.py {arguments}')
+    error = done.value.code if isinstance(done.value.code, str) else capsys.readouterr().err
+    assert message in error.strip().splitlines()[-1] and (error.startswith('usage: ') or error.strip().count('\n') == 0)
+    assert not list(workspace.glob('*a.png*')) and done.value.code != 0

@@ -1,0 +1,287 @@
+"""The documentation builds, and what it says is run."""
+
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from pkgutil import resolve_name, walk_packages
+
+import pytest
+import torch
+import yaml
+from test_readme import COMMANDS as COMMANDS_OF_README
+
+import mmvitzoo
+from mmvitzoo.analysis.cost import measure
+from mmvitzoo.checkpoints import save
+from mmvitzoo.checkpoints.conversion import LAYOUTS
+from mmvitzoo.checkpoints.layout import Drop
+from mmvitzoo.inference import load_model
+from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, SimpleFeaturePyramid, ViTAE
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / 'docs'
+BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+PATH = re.compile(r'# (\S+/\S+)\n')  # first line of a block that is a file of the project
+PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob('*.md'))}
+BACKBONES = (MPViT, MViTv2, ScalableViT, PlainViT, ViTAE)
+FAMILY = PAGES.pop('adding_a_family')  # run as a whole
+EXAMPLES = [
+    (page, block)
+    for page, text in PAGES.items()
+    for language, block in BLOCK.findall(text)
+    if language == 'python' and '_base_' in block
+]
+
+
+def test_site(tmp_path):
+    """Builds with every warning an error: links to pages, headings, files and our own names lead somewhere."""
+    options = ['-q', '-W', '--keep-going', '-d']
+    command = [sys.executable, '-m', 'sphinx', *options, tmp_path / 'cache', DOCS, tmp_path / 'html']
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    for page in DOCS.rglob('*.md'):
+        assert (tmp_path / 'html' / page.relative_to(DOCS)).with_suffix('.html').exists()
+
+    # A page shows what it includes, and links are for the folder of the page.
+    family = (tmp_path / 'html/families/mpvit.html').read_text()
+    assert 'href="../model_zoo.html"' in family
+    assert re.search('download="" href="[^"]*/mpvit-tiny_8xb128_in1k.py"', family)
+    assert 'href="families/vitdet.html"' in (tmp_path / 'html/detectron2.html').read_text()
+
+    # What a package exports is documented.
+    documented = re.findall(r'<dt class="sig[^>]* id="([\w.]+)"', (tmp_path / 'html/api.html').read_text())
+    documented = {id(resolve_name(name)) for name in documented}
+    packages = [mmvitzoo, *(import_module(x.name) for x in walk_packages(mmvitzoo.__path__, 'mmvitzoo.') if x.ispkg)]
+    exported = [getattr(package, name) for package in packages for name in getattr(package, '__all__', ())]
+    exported = [x for x in exported if inspect.isclass(x) or inspect.isfunction(x)]
+    assert len(exported) > 50 and not [x for x in exported if id(x) not in documented]
+
+
+@pytest.mark.parametrize('page, example', EXAMPLES, ids=lambda x: x if x in PAGES else '')
+def test_config_of(page, example, tmp_path):
+    """The model is built and computes its shapes, so that heads fit their backbone."""
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    path = tmp_path / 'configs/vitdet/example.py'
+    path.write_text(example)
+    cost = measure(mmvitzoo.get_config(str(path)), (256, 320))
+    assert cost.params > 1e6 and cost.flops > 1e8
+
+
+@pytest.fixture(scope='module')
+def prepared(stand_ins):
+    """A checkpoint as the first training leaves it, with random weights."""
+    torch.manual_seed(0)
+    weights = load_model('mask-rcnn_mpvit-tiny_fpn_mini-coco').state_dict()
+    save(weights, stand_ins / 'work_dirs/mini/epoch_7.pth', overwrite=True)
+    return stand_ins
+
+
+@pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```python', text, re.MULTILINE)])
+def test_python_of(page, prepared, monkeypatch, capsys):
+    """One block after the other, in one namespace; a block of text is what the one before it printed."""
+    monkeypatch.chdir(prepared)
+    blocks, values = BLOCK.findall(PAGES[page]), {}
+    for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
+        if language == 'python' and '_base_' not in block:
+            capsys.readouterr()
+            exec(block, values)
+            if following == 'text':
+                assert capsys.readouterr().out == text
+
+
+# Commands of which other tests see to it that they work.
+ELSEWHERE = {
+    'make env': 'test_setup_env.py',
+    '(pip|mim) install': 'test_package.py',
+    'mim train mmdet .* --launcher pytorch': 'test_readme.py',
+    'python tools/train.py configs/': 'test_tools.py',
+    'python tools/(analysis_tools/curves|visualization/predictions).py': 'test_tools.py',
+    'python tools/infer.py': 'test_inference.py',
+    'python -m mmvitzoo.app': 'test_app.py',
+    'python tools/deployment/export.py': 'test_export.py',
+    'python tools/visualization/(features|attention|receptive_field).py': 'test_analysis.py',
+}
+
+
+@pytest.fixture
+def echo(tmp_path):
+    """Programs that say how they were called, in place of those that start processes on other machines."""
+    for name in ('srun', 'torchrun'):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$(basename "$0")" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    return f'{tmp_path}{os.pathsep}{os.path.dirname(sys.executable)}{os.pathsep}/usr/bin{os.pathsep}/bin'
+
+
+@pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```bash', text, re.MULTILINE)])
+def test_commands_of(page, run, stand_ins, echo):
+    blocks = BLOCK.findall(PAGES[page])
+    for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
+        if language != 'bash':
+            continue
+        for command in block.replace('\\\n', '').splitlines():
+            if following != 'text' and (command in COMMANDS_OF_README or any(re.match(x, command) for x in ELSEWHERE)):
+                continue
+            output = run(f'env PATH={echo} {command}' if re.search('slurm|NNODES', command) else command)
+            if 'slurm' in command:
+                assert re.search('^srun -p gpu .*--gres=gpu:8 --ntasks=16 ', output, re.MULTILINE)
+            if 'NNODES' in command:
+                assert re.search('^torchrun --nnodes=2 --node_rank=[01] --nproc_per_node=8 ', output, re.MULTILINE)
+            if following == 'text':
+                assert text in output
+
+
+def test_other_tests_run_the_other_commands():
+    used = ''.join(block for text in PAGES.values() for language, block in BLOCK.findall(text) if language == 'bash')
+    for pattern, path in ELSEWHERE.items():
+        assert re.search(f'^{pattern}', used, re.MULTILINE) and (ROOT / 'tests' / path).exists()
+
+
+def test_family(tmp_path):
+    """The files and changes of the page, in a copy of the project, pass the tests that it names."""
+    for name in ('mmvitzoo', 'configs', 'tools', 'tests'):
+        ignored = shutil.ignore_patterns('__pycache__', 'golden', '.mim')
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    (tmp_path / 'tests/data/golden').symlink_to(ROOT / 'tests/data/golden')
+    (tmp_path / 'docs').mkdir()
+    for name in ('pyproject.toml', 'model-index.yml'):
+        shutil.copy(ROOT / name, tmp_path)
+    written, commands = [], []
+    for language, block in BLOCK.findall(FAMILY):
+        if language == 'diff':
+            for change in re.split('^--- ', block, flags=re.MULTILINE)[1:]:
+                apply(change, tmp_path)
+        elif language == 'bash':
+            commands += block.splitlines()
+        else:
+            name = PATH.match(block)[1] if PATH.match(block) else 'configs/twins/README.md'
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(PATH.sub('', block, count=1))
+            written.append(name)
+    assert len(written) == 6
+    env = dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1')
+    assert len(commands) == 2
+    commands[0] += "' and not compiles' tests/test_models/test_twins.py"  # compiling takes longer than all others
+    python_files = ' '.join(name for name in written if name.endswith('.py'))
+    lint = [f'python -m ruff {action} {python_files}' for action in ('check', 'format --check')]
+    for command in [*lint, *commands]:
+        words = [sys.executable, *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout[-3000:]
+    assert '| 24.11 | 24.1 (+0.0%) |' in (tmp_path / 'configs/twins/README.md').read_text()
+    assert 'twinspcpvt-small_8xb128_in1k' in (tmp_path / 'docs/model_zoo.md').read_text()
+
+
+def apply(change, root):
+    name, _, hunks = change.partition('\n')
+    content = (root / name).read_text()
+    for hunk in re.split('^@@\n', hunks, flags=re.MULTILINE):
+        lines = hunk.splitlines(keepends=True)
+        old, new = (''.join(line[1:] for line in lines if line[0] in signs) for signs in (' -', ' +'))
+        assert content.count(old) == 1, f'{name} has not: {old}'
+        content = content.replace(old, new)
+    (root / name).write_text(content)
+
+
+def test_layouts_of_the_converters():
+    """Every layout has its row, in the order in which they are tried, with the keys that tell it."""
+    section = PAGES['converters'].split('## Layouts')[1].split('\n## ')[0]
+    listed = {}
+    family = None
+    for line in re.findall(r'^\|(.*)\|$', section, re.MULTILINE)[2:]:
+        cells = [cell.strip() for cell in line.split('|')]
+        family = cells[0].strip('`') or family
+        listed[family, cells[1].strip('`')] = cells[3]
+    tried = list(dict.fromkeys((layout.family, layout.source) for layout in LAYOUTS))
+    assert sorted(listed) == sorted(tried)
+    for family in {family for family, _ in tried}:
+        assert [x for x in listed if x[0] == family] == [x for x in tried if x[0] == family]
+    for layout in LAYOUTS:
+        keys = [key[len('backbone.') :] if key.startswith('backbone.') else key for key in layout.signature]
+        assert any(key in listed[layout.family, layout.source] for key in keys), layout.signature
+
+
+def test_reasons_of_the_converters():
+    reasons = {target.reason for layout in LAYOUTS for target in layout.table.values() if isinstance(target, Drop)}
+    assert len(reasons) >= 10 and all(f'| {reason} |' in PAGES['converters'] for reason in reasons)
+
+
+def originals():
+    """Classes whose arguments the page on migration lists, by its heading."""
+    import mmpretrain.models as mmpretrain
+    import timm.models as timm
+    from mmseg.models.backbones import VisionTransformer
+
+    yield "MMPretrain's `MViT`", mmpretrain.MViT
+    yield "timm's `MultiScaleVit`", timm.mvitv2.MultiScaleVitCfg
+    yield "MMSegmentation's `VisionTransformer`", VisionTransformer
+    yield "MMPretrain's `VisionTransformer`", mmpretrain.VisionTransformer
+    yield "timm's `VisionTransformer` and `VisionTransformerSAM`", timm.vision_transformer.VisionTransformer
+    yield "timm's `VisionTransformer` and `VisionTransformerSAM`", timm.vision_transformer_sam.VisionTransformerSAM
+
+
+def test_migration_names_every_argument():
+    sections = re.split('^###? ', PAGES['migrating'], flags=re.MULTILINE)
+    sections = dict(section.split('\n', 1) for section in sections)
+    for heading, original in originals():
+        arguments = set(inspect.signature(original).parameters) - {'kwargs'}
+        lacking = [name for name in arguments if not re.search(rf'\b{name}\b', sections[heading])]
+        assert not lacking, f'{heading}: {", ".join(lacking)}'
+
+
+def test_migration_leads_to_our_arguments():
+    """What stands before a = in a column headed by one of our classes."""
+    known = {name for ours in (*BACKBONES, SimpleFeaturePyramid) for name in inspect.signature(ours).parameters}
+    known |= {key for ours in BACKBONES for key in next(iter(ours.arch_zoo.values()))}
+    known |= {'type', 'checkpoint', 'eps', 'head', 'mid_channels', 'data_preprocessor', 'pad_size_divisor'}
+    known |= {'constructor', 'paramwise_cfg', 'layer_decay_rate', 'norm_decay_mult', 'bias_decay_mult', 'custom_keys'}
+    known |= {'rel_pos', 'decay_mult'}
+    cells = [line.split(' | ')[1] for line in PAGES['migrating'].splitlines() if line.startswith('| `')]
+    assert len(cells) > 80
+    assert {name for cell in cells for name in re.findall(r'(\w+)=', cell)} <= known
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_channels(backbone):
+    (line,) = re.findall(rf'^\| `{backbone.__name__}` .* \| (.*) \|$', PAGES['use_in_a_project'], re.MULTILINE)
+    listed = {}
+    for part in line.split(';'):
+        listed.update(dict.fromkeys(re.findall('[a-z]+', part), [int(width) for width in re.findall('[0-9]+', part)]))
+    with torch.device('meta'):
+        channels = {arch: list(backbone(arch).out_channels) for arch in backbone.arch_zoo}
+    if issubclass(backbone, PlainViT):
+        channels = {arch: widths[:1] for arch, widths in channels.items()}
+    assert listed == channels
+
+
+def test_spelling():
+    done = subprocess.run([sys.executable, '-m', 'codespell_lib'], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == '' and done.returncode == 0
+
+
+def test_versions_agree():
+    pins = dict(
+        line.split('==')
+        for name in ('tests', 'docs')
+        for line in (ROOT / f'requirements/{name}.txt').read_text().splitlines()
+        if '==' in line
+    )
+    hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
+    revisions = {hook['id']: repo['rev'] for repo in hooks for hook in repo['hooks']}
+    assert revisions == {name: f'v{pins[name.split("-")[0]]}' for name in ('ruff-check', 'ruff-format', 'codespell')}
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == mmvitzoo.__version__ and citation['license'] == 'Apache-2.0'
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('.github/ISSUE_TEMPLATE/*.yml')), ids=lambda path: path.stem)
+def test_issue_forms(path):
+    """What GitHub asks of a form."""
+    form = yaml.safe_load(path.read_text())
+    assert form['name'] and form['description'] and form['body']
+    identifiers = [element['id'] for element in form['body']]
+    assert len(set(identifiers)) == len(identifiers) and all(element['attributes']['label'] for element in form['body'])
