@@ -135,7 +135,7 @@ def features(predictor: Predictor, path: str) -> Figure:
     return draw_features(image, feature_maps(predictor.model, inputs.to(next(predictor.model.parameters()).device)))
 
 
-def main():
+def main() -> None:
     """Serves the page."""
     parser = argparse.ArgumentParser(prog='python -m mmvitzoo.app', description=__doc__.splitlines()[0])
     parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0 lets other machines in, who may read its files')

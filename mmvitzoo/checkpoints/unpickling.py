@@ -37,6 +37,7 @@ OPCODES = (
 
 
 def refuse(what: str) -> None:
+    """Ends the reading: ``pickle.UnpicklingError`` says what the file asked for."""
     raise pickle.UnpicklingError(f'refused {what}')
 
 
@@ -142,6 +143,7 @@ class ArrayUnpickler(pickle._Unpickler):
             self.names[f'{module}.numeric._frombuffer'] = self._array
 
     def find_class(self, module: str, name: str) -> Any:
+        """What stands for a name; the file's own is never imported."""
         try:
             return self.names[f'{module}.{name}']
         except KeyError:
@@ -183,12 +185,14 @@ class ArrayUnpickler(pickle._Unpickler):
             self.stack[-1][key] = value
 
     def load_setitem(self) -> None:
+        """SETITEM."""
         value, key = self.stack.pop(), self.stack.pop()
         self._set_item(key, value)
 
     dispatch[pickle.SETITEM[0]] = load_setitem
 
     def load_setitems(self) -> None:
+        """SETITEMS."""
         items = self.pop_mark()
         for i in range(0, len(items), 2):
             self._set_item(items[i], items[i + 1])
@@ -196,12 +200,14 @@ class ArrayUnpickler(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def load_reduce(self) -> None:
+        """REDUCE: calls what stands for a name."""
         args = _tuple(self.stack.pop())
         self.stack[-1] = self.stack[-1](*args)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_newobj(self) -> None:
+        """NEWOBJ: of nothing but what stands for training state."""
         self.stack.pop()
         if self.stack.pop() is not TrainingState:
             refuse('a new object of a class that is built in another way')
@@ -210,6 +216,7 @@ class ArrayUnpickler(pickle._Unpickler):
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
     def load_build(self) -> None:
+        """BUILD: fills arrays and completes their types."""
         owner = self.stack[-2]
         if isinstance(owner, Dtype):
             owner.value = owner.value.newbyteorder(_tuple(self.stack.pop())[1])
@@ -222,6 +229,7 @@ class ArrayUnpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
     def load_bytearray8(self) -> None:
+        """BYTEARRAY8: no more than the file has, where Python makes room first."""
         self.append(bytearray(self.read(*struct.unpack('<Q', self.read(8)))))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
@@ -239,6 +247,7 @@ class TorchUnpickler(ArrayUnpickler):
         self.storages: Dict[str, Tensor] = {}
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """A storage, to be filled later."""
         if type(pid) is not tuple or pid[0] != 'storage' or pid[5:] not in ((), (None,)) or type(pid[2]) is not str:
             refuse('what is no storage')
         _, dtype, key, _, numel = pid[:5]

@@ -97,6 +97,10 @@ def finish(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
         positions = positions[:, 1:]
         dropped['pos_embed[:, :1]'] = 'position of a class token, which the model runs without'
     state_dict[name] = positions
+    if any(key.startswith(('fc_norm.', 'pre_logits.')) for key in dropped):
+        for leaf in ('weight', 'bias'):  # of the linear that comes after them
+            if state_dict.pop(f'head.fc.{leaf}', None) is not None:
+                dropped[f'head.{leaf}'] = _CLASSIFIER.reason
 
 
 def finish_mmseg(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:

@@ -72,6 +72,14 @@ def test_distilled_deit(size):
         assert_equal(model(x)[0].flatten(2).transpose(1, 2), expected)
 
 
+def test_timm_head_after_a_norm():
+    """Its linear would compute something else without the norm after pooling, which our classifiers lack."""
+    peer = timm.create_model('vit_tiny_patch16_224', global_pool='avg', fc_norm=True)
+    converted = convert(peer.state_dict())
+    assert not any(key.startswith('head.') for key in converted.state_dict)
+    assert {'fc_norm.weight', 'fc_norm.bias', 'head.weight', 'head.bias'} <= converted.dropped.keys()
+
+
 @pytest.mark.parametrize('size', SIZES)
 def test_segment_anything(size):
     """Its encoder is ViTDet with relative positions."""
