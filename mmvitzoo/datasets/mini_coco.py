@@ -26,7 +26,6 @@ import cv2
 import numpy as np
 from numpy.random import RandomState
 from pycocotools import mask as rle
-from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = tuple('0123456789')
 NUM_IMAGES = {'train': 400, 'val': 100}
@@ -55,6 +54,8 @@ def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
         FileExistsError: The folder exists and was not written by this function.
         OSError: Something cannot be written, as on a full disk; the target is what it was.
     """
+    from sklearn.datasets import load_digits  # which training on other data does without
+
     out_dir = Path(out_dir)
     if out_dir.exists() and not (out_dir / MARK).exists():
         raise FileExistsError(f'{out_dir}: exists and is not a mini COCO data set; choose another folder')
@@ -89,6 +90,7 @@ def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
 def _photographs() -> List[np.ndarray]:
     """BGR photographs, each at least 192 pixels a side."""
     from skimage import data
+    from sklearn.datasets import load_sample_images
 
     rgb = list(load_sample_images().images)
     rgb += [load() for load in (data.astronaut, data.cat, data.coffee, data.rocket, data.retina)]
