@@ -55,7 +55,7 @@ setup(
     python_requires='>=3.8',
     packages=find_packages(include=['mmvitzoo', 'mmvitzoo.*']),
     install_requires=read_requirements('runtime.txt'),
-    extras_require={'tests': read_requirements('tests.txt')},
+    extras_require={name: read_requirements(f'{name}.txt') for name in ('app', 'export', 'tests')},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
     classifiers=[

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -96,3 +98,10 @@ def test_page(page, workspace, checkpoints):
     expect(page.get_by_text('resnet50: no such config')).to_be_visible(timeout=PATIENCE)
     ask(page, DETECTOR, checkpoints / f'{DETECTOR}.pth')
     expect(page.get_by_text('2.9 M parameters')).to_be_visible(timeout=PATIENCE)
+
+
+def test_gradio_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    monkeypatch.delitem(sys.modules, 'mmvitzoo.app')
+    with pytest.raises(ImportError, match='the page needs gradio: pip install -r requirements/app.txt'):
+        import_module('mmvitzoo.app')
