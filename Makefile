@@ -13,7 +13,7 @@ MIM_DET := $(if $(filter onedl,$(STACK)),onedl-mmdetection,mmdet)
 DEMO_CONFIG := configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py
 DEMO_DIR := work_dirs/demo
 # The second stack runs the tests that depend on the toolboxes, not those of the package alone.
-PYTEST := python -m pytest -n 2 $(if $(filter onedl,$(STACK)),-m stack) $(ARGS)
+PYTEST := python -m pytest -n 2 --dist worksteal $(if $(filter onedl,$(STACK)),-m stack) $(ARGS)
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MPLBACKEND := Agg

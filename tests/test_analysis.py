@@ -288,7 +288,7 @@ def test_checkpoint_and_images_are_read(command, workspace, capsys):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (f'{PLAIN} nowhere.jpg --point 1 1 --out a.png', 'nowhere.jpg: cannot be read as an image'),
+        (f'{PLAIN} nowhere.jpg --point 1 1 --out a.png', 'nowhere.jpg: no such image'),
         (f'{PLAIN} {PLAIN} --point 1 1 --out a.png', f'{PLAIN}: cannot be read as an image'),
         (f'{PLAIN} empty.jpg --point 1 1 --out a.png', 'empty.jpg: cannot be read as an image'),
         (f'{PLAIN} {PHOTO} --point 192 1 --out a.png', 'the point is within 0 to 191 and 0 to 159, got 192 and 1'),
@@ -303,7 +303,7 @@ def test_checkpoint_and_images_are_read(command, workspace, capsys):
         ),
         (f'{PLAIN} {PHOTO} --point 1 1 --out a.png --checkpoint no.pth', 'no.pth: no such checkpoint'),
         ('nowhere.py x.jpg --point 1 1 --out a.png', 'nowhere.py: no such config'),
-        ('resnet.py x.jpg --point 1 1 --out a.png', 'x.jpg: cannot be read as an image'),
+        ('resnet.py x.jpg --point 1 1 --out a.png', 'x.jpg: no such image'),
         (f'resnet.py {PHOTO} --point 1 1 --out a.png', 'only backbones of mmvitzoo can be seen into, got ResNet'),
     ],
 )
