@@ -96,8 +96,8 @@ def test_page(page, workspace, checkpoints):
     )
     ask(page, 'resnet50', checkpoints / f'{CLASSIFIER}.pth')
     expect(page.get_by_text('resnet50: no such config')).to_be_visible(timeout=PATIENCE)
-    ask(page, DETECTOR, checkpoints / f'{DETECTOR}.pth')
-    expect(page.get_by_text('2.9 M parameters')).to_be_visible(timeout=PATIENCE)
+    ask(page, CLASSIFIER, checkpoints / f'{CLASSIFIER}.pth')
+    expect(page.get_by_text('1.2 M parameters')).to_be_visible(timeout=PATIENCE)  # told when all else is done
 
 
 def test_gradio_is_optional(monkeypatch):
