@@ -259,8 +259,9 @@ def command(workspace, monkeypatch):
 @pytest.mark.parametrize('line', COMMANDS, ids=lambda line: re.search('docs/_static/(.*).png', line)[1])
 def test_commands_of_the_page(command, workspace, capsys, line):
     """With random weights, for the trainings take minutes."""
-    line, (checkpoint,) = re.sub(r'--checkpoint \S+ ', '', line), re.findall(r'--checkpoint (\S+)', line)
-    assert checkpoint.split('/')[1] in line  # the training's folder has the config's name
+    for folder in re.findall(r'--checkpoint work_dirs/([^/]+)/', line):
+        assert f'/{folder}.py ' in line  # a training's folder has the config's name
+    line = re.sub(r'--checkpoint \S+ ', '', line)
     command(line.replace('docs/_static/', 'out/pictures/'))
     assert 'no checkpoint: the weights are random\nwritten  out/pictures/' in capsys.readouterr().out
     picture = plt.imread(workspace / re.search(r'out/\S+', line.replace('docs/_static/', 'out/pictures/'))[0])
