@@ -20,10 +20,10 @@ from pycocotools import mask as rle
 from torch import nn
 
 from .checkpoints import CheckpointError, convert, load
+from .engine.launch import TOOLBOXES
 from .zoo import get_config
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 TOP = 5  # classes that are told of a classification
 
 

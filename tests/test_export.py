@@ -99,7 +99,7 @@ def test_checkpoint_and_fixed_size(run, workspace):
         (logits,) = torch.jit.load(workspace / 'exported/fixed.pt')(x)
         torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
     message = run(f'{EXPORT} {UPERNET} classifier.pth --format torchscript --dynamic --out exported/no.pt', fails=True)
-    assert 'classifier.pth: does not fit the config: lacks ' in message
+    assert 'classifier.pth: does not fit the config: lacks auxiliary_head.' in message
     assert not (workspace / 'exported/no.pt').exists()
 
 

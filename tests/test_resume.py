@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -35,10 +36,18 @@ def start(workspace):
         command = [sys.executable, 'tools/train.py', config, '--work-dir', folder, *options]
         env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
         with open(workspace / f'{folder}.log', 'a') as log:
-            return subprocess.Popen(command, cwd=workspace, env=env, stdout=log, stderr=subprocess.STDOUT)
+            how = dict(stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(command, cwd=workspace, env=env, **how)
 
     (workspace / 'work_dirs').mkdir(exist_ok=True)
     return start
+
+
+def end(groups):
+    """Ends what is left of process groups: a killed training leaves the processes that read its data."""
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def curve(folder):
@@ -78,6 +87,7 @@ def test_stopped_training_equals_uninterrupted_one(config, start, workspace):
             time.sleep(0.05)
         process.send_signal(kind)
         assert process.wait() != 0
+        end([process.pid])
         assert (folder / 'last_checkpoint').read_text().endswith(('epoch_1.pth', 'epoch_2.pth'))
         assert start(f'{name}.py', f'work_dirs/{folder.name}', '--resume').wait() == 0
         assert len(list(folder.glob('*/vis_data/scalars.json'))) == 2, 'it did not resume in a second run'
@@ -109,14 +119,17 @@ def test_killed_worker_stops_the_job(workspace, run):
     env['PATH'] = f'{os.path.dirname(sys.executable)}{os.pathsep}{env["PATH"]}'
     command = ['tools/dist_train.sh', 'killed.py', '2', '--work-dir', str(folder)]
     with open(workspace / 'killed.log', 'w') as log:
-        process = subprocess.Popen(command, cwd=workspace, env=env, stdout=log, stderr=subprocess.STDOUT)
+        options = dict(stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=workspace, env=env, **options)
     while not (folder / 'epoch_1.pth').exists() and process.poll() is None:
         time.sleep(0.05)
     while not (folder / 'last_checkpoint').exists() and process.poll() is None:
         time.sleep(0.05)
     workers = subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout.split()
+    groups = {os.getpgid(int(pid)) for pid in [process.pid, *workers]}
     os.kill(int(workers[-1]), signal.SIGKILL)
     assert process.wait(60) != 0
+    end(groups)
     message = (workspace / 'killed.log').read_text()
     assert 'Signal 9 (SIGKILL) received by PID' in message and workers[-1] in message
     output = run(f'tools/dist_train.sh killed.py 2 --work-dir {folder} --resume', PORT='29532')
