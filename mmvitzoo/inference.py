@@ -90,6 +90,9 @@ def load_weights(model: nn.Module, checkpoint: Union[str, Path]) -> None:
 def find_images(path: Union[str, Path]) -> List[Path]:
     """An image, or those in a folder and in the folders below it, sorted.
 
+    Args:
+        path: Of an image with any suffix, or of a folder, where images are files with one of ``IMAGE_SUFFIXES``.
+
     Raises:
         FileNotFoundError: There is no such file or folder, or no image in the folder.
     """
@@ -106,6 +109,9 @@ def find_images(path: Union[str, Path]) -> List[Path]:
 
 def read_image(path: Union[str, Path]) -> np.ndarray:
     """An image as the toolboxes read it.
+
+    Args:
+        path: Of a file in any format that OpenCV reads.
 
     Returns:
         (H, W, 3) of uint8, RGB.

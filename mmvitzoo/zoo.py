@@ -80,7 +80,5 @@ def tasks_of(name: str) -> List[str]:
 def _files() -> Dict[str, Path]:
     # An installed package carries the configs; in a clone that is only on the path they lie beside it.
     package = Path(__file__).parent
-    for root in (package / '.mim', package.parent):
-        if (root / 'configs').is_dir():
-            return {path.stem: path for path in root.glob('configs/*/*.py') if path.parent.name != '_base_'}
-    return {}
+    root = package / '.mim' if (package / '.mim').is_dir() else package.parent
+    return {path.stem: path for path in root.glob('configs/*/*.py') if path.parent.name != '_base_'}

@@ -5,12 +5,13 @@ import shutil
 import sys
 from importlib import import_module
 
+import mmcv
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import expect, sync_playwright
 
-from mmvitzoo import list_models
-from mmvitzoo.app import build_app
+from mmvitzoo import app, list_models
 from mmvitzoo.checkpoints import save
 from mmvitzoo.inference import load_model
 
@@ -23,8 +24,8 @@ PATIENCE = 60_000  # milliseconds
 def page():
     chromium = shutil.which('chromium') or shutil.which('google-chrome')
     assert chromium, 'the page is tested in Chromium: apt-get install chromium'
-    app = build_app()
-    _, address, _ = app.launch(server_name='127.0.0.1', prevent_thread_lock=True, quiet=True)
+    served = app.build_app()
+    _, address, _ = served.launch(server_name='127.0.0.1', prevent_thread_lock=True, quiet=True)
     flags = ['--no-sandbox', '--disable-gpu', '--disable-background-networking']
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
@@ -33,7 +34,7 @@ def page():
         page.goto(address)
         yield page
         browser.close()
-    app.close()
+    served.close()
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +99,35 @@ def test_page(page, workspace, checkpoints):
     expect(page.get_by_text('resnet50: no such config')).to_be_visible(timeout=PATIENCE)
     ask(page, CLASSIFIER, checkpoints / f'{CLASSIFIER}.pth')
     expect(page.get_by_text('1.2 M parameters')).to_be_visible(timeout=PATIENCE)  # told when all else is done
+
+
+def test_no_image():
+    with pytest.raises(app.gr.Error, match='drop an image first'):
+        app.run(CLASSIFIER, '', None, 0.3)
+
+
+def test_costs_that_are_not_counted(monkeypatch):
+    def measure(config):
+        raise NotImplementedError('Detector has parts that are not known here: gan_head')
+
+    monkeypatch.setattr(app, 'measure', measure)
+    assert app.cost_of.__wrapped__(DETECTOR) == (
+        'FLOPs: not counted, Detector has parts that are not known here: gan_head.'
+    )
+
+
+def test_features_of_a_large_image(tmp_path):
+    mmcv.imwrite(np.random.RandomState(0).randint(256, size=(700, 1400, 3), dtype=np.uint8), str(tmp_path / 'a.png'))
+    figure = app.features(app.Predictor(CLASSIFIER), str(tmp_path / 'a.png'))
+    assert figure.axes[0].get_xlabel() == '320 x 640 pixels'
+
+
+def test_command(monkeypatch):
+    launched = []
+    monkeypatch.setattr(app.gr.Blocks, 'launch', lambda page, **options: launched.append(options))
+    monkeypatch.setattr(sys, 'argv', ['app.py', '--host', '0.0.0.0', '--port', '8080'])
+    app.main()
+    assert launched == [dict(server_name='0.0.0.0', server_port=8080)]
 
 
 def test_gradio_is_optional(monkeypatch):

@@ -246,6 +246,9 @@ def test_authors_files_are_converted(tmp_path):
 def test_weights_that_do_not_fit(tmp_path):
     model = load_model(CLASSIFIER)
     weights = model.state_dict()
+    save({'layer1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
+    with pytest.raises(CheckpointError, match='resnet.pth: .*layer1.weight'):
+        load_weights(model, tmp_path / 'resnet.pth')
     for change, message in (
         (dict(extra=torch.zeros(1)), 'has what the model has not: extra$'),
         ({'head.fc.weight': torch.zeros(7, 128)}, 'size mismatch for head.fc.weight'),

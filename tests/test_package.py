@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,19 @@ def test_says_which_toolbox_is_too_old(tmp_path, name, version):
     )
     done = python('import mmvitzoo', tmp_path)
     assert f'ImportError: mmvitzoo needs {name} >= ' in done.stderr and f', found {version}: ' in done.stderr
+
+
+def test_toolboxes_are_optional(monkeypatch):
+    def not_installed(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(mmvitzoo, 'installed_version', not_installed)
+    mmvitzoo._check_requirements()
+
+
+def test_a_broken_requirement_is_not_called_missing(tmp_path):
+    (tmp_path / 'timm.py').write_text('import a_module_of_its_own')
+    assert python('import mmvitzoo', tmp_path).stderr.endswith("No module named 'a_module_of_its_own'\n")
 
 
 @pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'timm', 'einops', 'safetensors'])

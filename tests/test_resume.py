@@ -26,6 +26,12 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=7)
 """
 ITERATIONS, EPOCH = 12, 4
+NO_WORKERS = """
+_base_ = 'configs/vit/plainvit-mini_mln_upernet_mini-coco.py'
+custom_hooks = [dict(type='ExactResumeHook')]
+train_dataloader = dict(num_workers=0, persistent_workers=False)
+randomness = dict(seed=7)
+"""
 
 
 @pytest.fixture
@@ -99,6 +105,9 @@ def test_hook_says_what_it_needs(run, workspace):
     (workspace / 'unseeded.py').write_text(CONFIG.format(config=MPVIT).replace('seed=7', 'seed=None'))
     message = run('python tools/train.py unseeded.py --work-dir work_dirs/unseeded', fails=True)
     assert 'ExactResumeHook needs a fixed seed' in message
+    (workspace / 'no_workers.py').write_text(NO_WORKERS)
+    message = run('python tools/train.py no_workers.py --work-dir work_dirs/no_workers', fails=True)
+    assert 'a training by iterations needs num_workers of at least 1' in message
 
 
 def test_a_checkpoint_is_kept_while_the_next_is_written(workspace):

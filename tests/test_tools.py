@@ -10,6 +10,7 @@ import timm
 import torch
 
 from mmvitzoo.checkpoints import convert, load, save
+from mmvitzoo.engine import launch
 
 MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 MMDET = packages_distributions()['mmdet'][0]  # mmdet, or onedl-mmdetection on the second stack
@@ -119,6 +120,14 @@ def test_wrong_use_of_train_and_test(run, tmp_path, tool):
     message = run(f'python tools/{tool}.py {tmp_path}/config.py', fails=True)
     assert "default_scope is one of mmdet, mmseg, mmpretrain, got 'mmpose'" in message
     assert '--cfg-options' in run(f'python tools/{tool}.py {MINI_CONFIG} -h')
+
+
+@pytest.mark.parametrize(
+    'toolbox, message', [('mmlost', 'mmlost is not installed: mim install mmlost'), ('timm', 'has no tools/train.py')]
+)
+def test_toolboxes_without_a_script(toolbox, message):
+    with pytest.raises(SystemExit, match=message):
+        launch._script(toolbox, 'train')
 
 
 @pytest.mark.parametrize('tool', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forms import slim
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -120,6 +121,14 @@ def test_family_and_source_restrict(official):
         convert(official, family='swin')
     with pytest.raises(CheckpointError, match='fit no mpvit/detectron2 layout'):
         convert(official, family='mpvit', source='detectron2')
+
+
+@pytest.mark.parametrize('form', ['mpvit', 'scalablevit'])
+def test_early_stages_of_no_published_variant(form):
+    """What the later stages would be is known of published ones only."""
+    model = slim(form, out_indices=(0, 1))
+    with pytest.raises(CheckpointError, match=f'{form}/mmvitzoo with missing .* stages.2'):
+        convert(model.state_dict())
 
 
 def test_early_stages_alone():

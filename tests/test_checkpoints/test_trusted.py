@@ -10,7 +10,7 @@ from evil import attacks
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from mmvitzoo.checkpoints import load
-from mmvitzoo.checkpoints.trusted import history_method
+from mmvitzoo.checkpoints.trusted import empty_array, history_method
 
 
 @pytest.fixture
@@ -54,3 +54,9 @@ def test_malicious_pickle_still_fails(tmp_path, attack):
 def test_getattr_is_restricted(owner, name):
     with pytest.raises(pickle.UnpicklingError, match='refused getattr'):
         history_method(owner, name)
+
+
+@pytest.mark.parametrize('kind, shape', [(np.ndarray, (10**12,)), (np.matrix, (0,))])
+def test_arrays_are_empty_at_first(kind, shape):
+    with pytest.raises(pickle.UnpicklingError, match='refused an array that claims'):
+        empty_array(kind, shape, b'b')
