@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,7 @@ class Golden:
 
 @pytest.fixture(scope='session')
 def load_golden():
-    cases = {}
-    return lambda name: cases.setdefault(name, Golden(name))
+    return lru_cache(maxsize=2)(Golden)  # all of them are gigabytes
 
 
 @pytest.fixture(scope='session')

@@ -714,7 +714,7 @@ def in_layout(layout, backbone):
     return theirs
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def samples(load_golden):
     """State dicts of every layout: of the original implementations, and of slim models in the names of its table."""
     samples = [load_golden(name).state_dict for name in GOLDEN]
