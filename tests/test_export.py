@@ -28,7 +28,6 @@ class Detector(nn.Module):
 KINDS = ('mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2', 'mvitv2_windows', 'scalablevit')
 
 
-@pytest.mark.no_cover  # measuring slows exporters down
 @pytest.mark.parametrize(
     'form, name',
     [(form, 'torchscript') for form in FORMS]

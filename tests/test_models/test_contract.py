@@ -181,7 +181,6 @@ def test_flash_kernels_are_taken(form, device):
             model(torch.randn(1, 3, 224, 224, device=device))
 
 
-@pytest.mark.no_cover  # measuring slows the compiler down
 @pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows', 'scalablevit'])
 def test_compiles_without_graph_break(form, fresh_compiler):
     model = slim(form, out_indices=(0, 1)).eval()  # they hold every kind of module
@@ -191,7 +190,6 @@ def test_compiles_without_graph_break(form, fresh_compiler):
         assert_same_maps(compiled(x), model(x))
 
 
-@pytest.mark.no_cover
 @every_form
 def test_compiles_once_for_many_sizes(form, fresh_compiler):
     """Once for a batch, and once more for one image, whose sizes compilers treat as numbers."""
