@@ -22,6 +22,16 @@ MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 # Two test processes share two cores.
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items):
+    """Marks tests of the documentation and fuzz tests by their folder; both are slow."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / 'tests').parts[0]
+        if folder in ('docs', 'fuzz'):
+            item.add_marker(folder)
+            item.add_marker('slow')
+
+
 _spec = importlib.util.spec_from_file_location('golden', ROOT / 'tests' / 'data' / 'golden' / 'golden.py')
 golden = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden)

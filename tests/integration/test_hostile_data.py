@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvitzoo.models import SimpleFeaturePyramid
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MASK_RCNN, VITDET, FPN, CLASSIFIER = CONFIGS = (
     'mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py',
     'vitdet/mask-rcnn_plainvit-mini_mini-coco.py',

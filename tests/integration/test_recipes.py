@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(
     str(path.relative_to(ROOT / 'configs'))
     for path in ROOT.glob('configs/*/*.py')

@@ -111,7 +111,7 @@ def test_shards_train_as_whole_models_do(form, run, workspace):
     assert 'resumed epoch: 1' in output and len(losses(output)) == 3
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('configs/vitdet/sharded/*.py')), ids=lambda path: path.stem)

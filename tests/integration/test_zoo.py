@@ -14,7 +14,7 @@ from torch import nn
 
 from mmvitzoo.analysis.cost import Counting, measure
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 METAFILES = sorted(ROOT.glob('configs/*/metafile.yml'))
 INDEX = {path.parent.name: yaml.safe_load(path.read_text()) for path in METAFILES}
 MODELS_OF_ALL = [model for index in INDEX.values() for model in index['Models']]

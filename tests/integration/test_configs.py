@@ -12,7 +12,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
     str(path.relative_to(ROOT / 'configs')) for path in ROOT.glob('configs/*/*.py') if path.parent.name != '_base_'
 )

@@ -12,7 +12,7 @@ import pytest
 
 import mmvitzoo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(code, *path):

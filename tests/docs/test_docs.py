@@ -24,7 +24,7 @@ from mmvitzoo.checkpoints.layout import Drop
 from mmvitzoo.inference import load_model
 from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, SimpleFeaturePyramid, ViTAE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / 'docs'
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 PATH = re.compile(r'# (\S+/\S+)\n')  # first line of a block that is a file of the project
@@ -97,15 +97,15 @@ def test_python_of(page, prepared, monkeypatch, capsys):
 
 # Commands of which other tests see to it that they work.
 ELSEWHERE = {
-    'make env': 'test_setup_env.py',
-    '(pip|mim) install': 'test_package.py',
-    'mim train mmdet .* --launcher pytorch': 'test_readme.py',
-    'python tools/train.py configs/': 'test_tools.py',
-    'python tools/(analysis_tools/curves|visualization/predictions).py': 'test_tools.py',
-    'python tools/infer.py': 'test_inference.py',
-    'python -m mmvitzoo.app': 'test_app.py',
-    'python tools/deployment/export.py': 'test_export.py',
-    'python tools/visualization/(features|attention|receptive_field).py': 'test_analysis.py',
+    'make env': 'unit/test_setup_env.py',
+    '(pip|mim) install': 'unit/test_package.py',
+    'mim train mmdet .* --launcher pytorch': 'docs/test_readme.py',
+    'python tools/train.py configs/': 'integration/test_tools.py',
+    'python tools/(analysis_tools/curves|visualization/predictions).py': 'integration/test_tools.py',
+    'python tools/infer.py': 'integration/test_inference.py',
+    'python -m mmvitzoo.app': 'integration/test_app.py',
+    'python tools/deployment/export.py': 'integration/test_export.py',
+    'python tools/visualization/(features|attention|receptive_field).py': 'unit/test_analysis.py',
 }
 
 
@@ -166,7 +166,7 @@ def test_family(tmp_path):
     assert len(written) == 6
     env = dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1')
     assert len(commands) == 2
-    commands[0] += "' and not compiles' tests/test_models/test_twins.py"  # compiling takes longer than all others
+    commands[0] += "' and not compiles' tests/unit/models/test_twins.py"  # compiling takes longer than all others
     python_files = ' '.join(name for name in written if name.endswith('.py'))
     lint = [f'python -m ruff {action} {python_files}' for action in ('check', 'format --check')]
     for command in [*lint, *commands]:

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmvitzoo.checkpoints import CheckpointError, convert
 
 pytestmark = pytest.mark.stack
-CONFIGS = Path(__file__).parents[2] / 'configs'
+CONFIGS = Path(__file__).resolve().parents[3] / 'configs'
 CASCADE = ('.0', '.1', '.2')
 WIDTHS = {'tiny': (96, 176, 216, 216), 'small': (128, 216, 288, 288)}
 

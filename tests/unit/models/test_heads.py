@@ -103,7 +103,7 @@ def test_registered(name):
     assert head.rpn_conv[0].with_norm
 
 
-CASCADE = Path(__file__).parents[2] / 'configs/mpvit/cascade-mask-rcnn_mpvit-small_fpn_ms-3x_coco.py'
+CASCADE = Path(__file__).resolve().parents[3] / 'configs/mpvit/cascade-mask-rcnn_mpvit-small_fpn_ms-3x_coco.py'
 
 
 def cascade(stage_loss_weights):

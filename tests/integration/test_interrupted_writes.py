@@ -19,7 +19,7 @@ import torch
 from mmvitzoo.checkpoints import load
 from mmvitzoo.datasets import build_mini_coco, mini_coco
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONVERTERS = sorted(f'model_converters/{path.name}' for path in ROOT.glob('tools/model_converters/*.py'))
 BUILDER = 'dataset_converters/make_mini_coco.py'
 READ_ONLY = Path('/sys')  # to root, too

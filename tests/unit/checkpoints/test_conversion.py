@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.checkpoints import CheckpointError, convert
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,7 @@ from mmvitzoo.checkpoints import CheckpointError, convert, export, load, load_pr
 from mmvitzoo.checkpoints.command import rename_to
 from mmvitzoo.models import MViTv2
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 mvitv2 = partial(MViTv2, MVITV2)
 

@@ -26,7 +26,7 @@ from mmvitzoo.models.backbones.mpvit import FactorizedAttention
 from mmvitzoo.models.backbones.mvitv2 import PoolingAttention
 from mmvitzoo.models.backbones.scalablevit import ScalableAttention, WindowAttention
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'docs' / 'seeing_inside.md').read_text()
 COMMANDS = [x for x in re.sub(r'\\\n', '', PAGE).splitlines() if x.startswith('python tools/visualization/')]
 SIZE = (72, 104)  # no side of a map is a multiple of a window

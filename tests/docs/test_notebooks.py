@@ -10,7 +10,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / 'docs' / 'notebooks').glob('*.ipynb'))
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / 'docs' / 'notebooks').glob('*.ipynb'))
 
 
 def execute(name, parameters, check, folder):

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.inference import read_image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.md').read_text()
 COMMANDS = ''.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL)).splitlines()
 EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
