@@ -1,50 +1,79 @@
-# make demo    trains a detector from scratch on the demonstration data and draws what it sees
-# make test    runs the tests
-# make docs    builds the documentation, from docs/_build/index.html on
-# All make a virtual environment with the pinned stack first. STACK=onedl chooses the second stack,
-# PYTHON and VENV where the interpreter is and where the environment goes.
+# make demo        trains a detector from scratch on the demonstration data and draws what it sees
+# make test        lint, unit tests and short trainings through the toolboxes, within 10 minutes
+# make test-unit   unit tests alone, within 3 minutes
+# make test-slow   the rest: documentation, exports, resumed trainings, hostile files, within 25 minutes
+# make fuzz        ten times as many hostile files and state dicts as in test-slow
+# make docs        builds the documentation, from docs/_build/index.html on
+#
+# Each makes a virtual environment with the pinned stack first and adds what it needs.
+# STACK=onedl     the second stack
+# OPS=compiled    compiles mmcv's operators, instead of taking those of torchvision
+# ARGS=...        arguments of pytest
+# PYTHON, VENV    the interpreter, and the folder of the environment
 
 STACK ?= openmmlab
+OPS ?= torchvision
 ifndef PYTHON
 PYTHON := $(firstword $(shell command -v python3.11 || command -v python3 || command -v python))
 endif
-VENV ?= $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
+VENV ?= .venv$(if $(filter openmmlab,$(STACK)),,-$(STACK))$(if $(filter torchvision,$(OPS)),,-$(OPS))
 MIM_DET := $(if $(filter onedl,$(STACK)),onedl-mmdetection,mmdet)
 DEMO_CONFIG := configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py
 DEMO_DIR := work_dirs/demo
-# The second stack runs the tests that depend on the toolboxes, not those of the package alone.
-PYTEST := python -m pytest -n 2 --dist worksteal $(if $(filter onedl,$(STACK)),-m stack) $(ARGS)
+SETUP = @test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }; \
+	$(PYTHON) tools/setup_env.py --stack $(STACK) --ops $(OPS) --venv $(VENV) --for
+PYTEST := python -m pytest -n $(shell nproc) --dist worksteal
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MPLBACKEND := Agg
-# Without nvcc the operators are compiled for the CPU: keep away from a GPU that cannot run them.
-ifeq ($(shell command -v nvcc),)
+# Waiting threads sleep: spinning ones make a training eleven times slower beside another process.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
+# Operators that were compiled without nvcc cannot run on a GPU.
+ifeq ($(OPS)$(shell command -v nvcc),compiled)
 export CUDA_VISIBLE_DEVICES :=
 endif
 
-.PHONY: env demo test lint docs clean
+.PHONY: env demo test test-unit test-slow fuzz lint docs clean
 
 env:
-	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) tools/setup_env.py --stack $(STACK) --venv $(VENV)
+	$(SETUP) env
 
-demo: env
+demo:
+	$(SETUP) demo
 	python tools/dataset_converters/make_mini_coco.py data/mini
 	mim train $(MIM_DET) $(DEMO_CONFIG) --gpus 0 --work-dir $(DEMO_DIR)
 	python tools/visualization/predictions.py $(DEMO_CONFIG) `cat $(DEMO_DIR)/last_checkpoint` \
 		--out $(DEMO_DIR)/predictions.png
 	python tools/analysis_tools/curves.py $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
 
-test: env
+# The second stack runs the tests that depend on the toolboxes, not those of the package alone.
+test:
+	$(SETUP) test
 	ruff check .
-	$(PYTEST)
+	ruff format --check .
+	$(PYTEST) -m "not slow$(if $(filter onedl,$(STACK)), and stack)" $(ARGS)
 
-lint: env
+test-unit:
+	$(SETUP) test
+	$(PYTEST) tests/unit -m "not slow" $(ARGS)
+
+test-slow:
+	$(SETUP) test-slow
+	$(PYTEST) -m slow $(ARGS)
+
+fuzz:
+	$(SETUP) test
+	MMVITZOO_FUZZ=10000 $(PYTEST) tests/fuzz $(ARGS)
+
+lint:
+	$(SETUP) test
 	ruff check .
 	ruff format --check .
 
-docs: env
+docs:
+	$(SETUP) docs
 	sphinx-build -W --keep-going docs docs/_build
 
 clean:
-	rm -rf .venv .venv-onedl build docs/_build *.egg-info work_dirs data/mini
+	rm -rf .venv* build docs/_build *.egg-info work_dirs data/mini

@@ -55,7 +55,11 @@ setup(
     python_requires='>=3.8',
     packages=find_packages(include=['mmvitzoo', 'mmvitzoo.*']),
     install_requires=read_requirements('runtime.txt'),
-    extras_require={name: read_requirements(f'{name}.txt') for name in ('app', 'export', 'tests')},
+    extras_require={
+        # A stack for an environment that has PyTorch; without a compiler, see docs/operators.md.
+        'openmmlab': [line for line in read_requirements('openmmlab.txt') if not line.startswith('torch')],
+        **{name: read_requirements(f'{name}.txt') for name in ('app', 'export', 'demo', 'tests')},
+    },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
     classifiers=[

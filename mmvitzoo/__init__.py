@@ -15,7 +15,7 @@ from .version import __version__
 REQUIRED = (
     ('torch', '2.1.0', 'pip install "torch>=2.1"'),
     ('mmengine', '0.10.0', 'mim install mmengine'),
-    ('mmcv', '2.0.0', 'mim install "mmcv>=2.0.0"  (or mmcv-lite, for the backbones alone)'),
+    ('mmcv', '2.0.0', 'pip install mmcv-lite==2.1.0, then python -m mmvitzoo.ops install'),
     ('einops', '0.6.1', 'pip install "einops>=0.6.1"'),
     ('timm', '0.9.0', 'pip install "timm>=0.9"'),
     ('safetensors', '0.3.1', 'pip install "safetensors>=0.3.1"'),
@@ -35,11 +35,13 @@ def _numbers(version: str) -> list:
 def _check_requirements() -> None:
     for name, oldest, remedy in REQUIRED:
         try:
-            version = import_module(name).__version__
+            version = getattr(import_module(name), '__version__', None)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
-            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, which is not installed: {remedy}') from None
+            version = None
+        if version is None:  # also a folder that pip uninstall left, which has no version
+            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, which is not installed: {remedy}')
         if _numbers(version) < _numbers(oldest):
             raise ImportError(f'mmvitzoo needs {name} >= {oldest}, found {version}: {remedy}')
     for name, oldest, remedy in TOOLBOXES:
@@ -54,9 +56,11 @@ def _check_requirements() -> None:
 _check_requirements()
 
 from .checkpoints import trust_mmengine_checkpoints  # noqa: E402
+from .ops import suggest_install  # noqa: E402
 from .registry import MODELS  # noqa: E402
 from .zoo import get_config, list_models  # noqa: E402
 
+suggest_install()
 trust_mmengine_checkpoints()
 import_module('mmvitzoo.models')
 import_module('mmvitzoo.engine')

@@ -1,8 +1,8 @@
-"""Makes the virtual environment behind `make demo` and `make test`.
+"""Makes the virtual environment behind `make demo`, `make test` and the other targets.
 
-Needs nothing but Python 3.11 and a C++ compiler. Installs a pinned stack, compiles mmcv's
-operators where no wheel fits, and keeps the compiled wheel for the next environment. A second call
-finds the environment unchanged and returns at once.
+Needs Python 3.11 and a package index, no compiler: mmcv-lite takes its operators from torchvision. A
+second call finds the environment complete and returns at once. With ``--ops compiled``, mmcv is compiled
+and its wheel is kept for the next environment.
 """
 
 import argparse
@@ -19,14 +19,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = (3, 11)
-FREE_GB = 9  # an environment takes 6, the downloads and the build the rest
-CORE = ('torch', 'torchvision', 'numpy', 'setuptools')  # what mmcv compiles against
-IMPORTS = 'import mmcv.ops, mmdet, mmseg, mmpretrain, mmvitzoo'
+FREE_GB = 9  # an environment takes 6, downloads the rest
+STACK_IMPORTS = 'import mmcv.ops, mmdet, mmseg, mmpretrain, mmvitzoo'
+# Requirement files by purpose.
+EXTRAS = {
+    'env': (),
+    'demo': ('demo',),
+    'test': ('demo', 'tests'),
+    'test-slow': ('demo', 'tests', 'app', 'browser', 'export', 'docs', 'notebooks'),
+    'docs': ('docs', 'notebooks'),
+}
+NO_NETWORK = re.compile(r'NewConnectionError|name resolution|Network is unreachable|Max retries exceeded|timed out')
+NO_SPACE = re.compile('No space left on device|Disk quota exceeded')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--stack', choices=('openmmlab', 'onedl'), default='openmmlab')
+    parser.add_argument('--ops', choices=('torchvision', 'compiled'), default='torchvision', help="mmcv's operators")
+    parser.add_argument('--for', dest='target', choices=EXTRAS, default='env', help='what it is used for')
     parser.add_argument('--venv', type=Path, required=True, help='folder of the virtual environment')
     args = parser.parse_args()
     if sys.version_info[:2] != PYTHON:
@@ -34,117 +45,150 @@ def main():
             f'Python {PYTHON[0]}.{PYTHON[1]} is needed for the pinned versions, {sys.executable} is '
             f'{sys.version.split()[0]}: install it, then make PYTHON=/path/to/python{PYTHON[0]}.{PYTHON[1]}'
         )
-    requirements = ROOT / 'requirements' / f'{args.stack}.txt'
-    cuda = has_cuda()
-    stamp = args.venv / 'ready'
-    place = str(args.venv.resolve())
-    state = f'{place}\n{fingerprint(requirements, cuda)}'
-    if stamp.is_file() and stamp.read_text() == state:
-        return
-    if stamp.is_file() and stamp.read_text().splitlines()[0] != place:
-        shutil.rmtree(args.venv)  # its scripts name the folder where it was made
-    check_machine(args.venv)
-
     started = time.time()
-    print(f'Setting up {args.venv} for the {args.stack} stack', flush=True)
-    args.venv.mkdir(parents=True, exist_ok=True)
-    log = args.venv / 'setup.log'
-    log.write_text('')
-    run([sys.executable, '-m', 'venv', args.venv], 'making the environment', log)
-    pip = [args.venv / 'bin' / 'python', '-m', 'pip', '--disable-pip-version-check']
-    pins = [line.strip() for line in requirements.read_text().splitlines() if line.strip() and line[0] != '#']
-    core = [pin for pin in pins if re.split('[=<>]', pin)[0] in CORE]
-    run([*pip, 'install', *core, 'wheel', 'ninja'], 'installing torch', log)
-    mmcv = next(pin for pin in pins if re.match('(onedl-)?mmcv=', pin))
-    run([*pip, 'install', '--no-deps', mmcv_wheel(pip, mmcv, core, args.stack, cuda, log)], 'installing mmcv', log)
-    run(
-        [*pip, 'install', '-r', requirements, *('-r%s' % (ROOT / 'requirements' / name) for name in EXTRA_FILES)],
-        'installing the stack',
-        log,
-    )
-    install_project(pip, args.venv, log)
-    run([args.venv / 'bin' / 'python', '-c', IMPORTS], 'checking', log)
-    stamp.write_text(state)
-    print(f'Ready after {clock(time.time() - started)}; the log is {log}', flush=True)
+    log = args.venv.parent / f'{args.venv.name}-setup.log'
+    # Beside the environment: it outlives one that could not be completed.
+    ready = args.venv / 'ready'
+    state = fingerprint(args.venv, args.stack, args.ops)
+    if not (ready.is_file() and ready.read_text() == state):
+        check_machine(args.venv, args.ops)
+        print(f'Setting up {args.venv} for the {args.stack} stack', flush=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text('')
+        if args.venv.exists():
+            shutil.rmtree(args.venv)  # of other versions, of another folder, or not completed
+        try:
+            make_environment(args.venv, args.stack, args.ops, log)
+            ready.write_text(state)
+        except BaseException:
+            shutil.rmtree(args.venv, ignore_errors=True)
+            raise
+    for name in EXTRAS[args.target]:
+        install_extra(args.venv, args.stack, name, log)
+    if time.time() - started > 2:
+        print(f'Ready after {clock(time.time() - started)}; the log is {log}', flush=True)
 
 
-EXTRA_FILES = ('runtime.txt', 'tests.txt', 'export.txt', 'app.txt', 'docs.txt', 'notebooks.txt')
+def make_environment(venv, stack, ops, log):
+    """Installs the stack, the package and its operators."""
+    run([sys.executable, '-m', 'venv', venv], 'making the environment', log)
+    pins = read_pins(stack)
+    mmcv = next(pin for pin in pins if re.match('(onedl-)?mmcv', pin))
+    packages = [pin for pin in pins if pin != mmcv]
+    if ops == 'compiled':
+        torch = [pin for pin in pins if re.match('(torch|torchvision|numpy|setuptools)[=<>]', pin)]
+        run([*pip(venv), 'install', *torch, 'wheel', 'ninja'], 'installing torch', log)
+        packages.append(compiled_mmcv(venv, mmcv.replace('mmcv-lite', 'mmcv'), torch[0], stack, log))
+    elif stack == 'onedl':
+        # Has no wheel of the pure Python package. Not in pip's cache, where others would take it for a compiled one.
+        setuptools = next(pin for pin in pins if pin.startswith('setuptools'))
+        run([*pip(venv), 'install', setuptools, 'wheel'], 'installing setuptools', log)
+        with tempfile.TemporaryDirectory() as work:
+            options = ['--no-cache-dir', '--no-build-isolation', '--no-deps', '-w', work]
+            env = dict(os.environ, MMCV_WITH_OPS='0')
+            run([*pip(venv), 'wheel', *options, mmcv], f'making a wheel of {mmcv}', log, env)
+            run([*pip(venv), 'install', '--no-deps', *Path(work).glob('*.whl')], f'installing {mmcv}', log)
+    else:
+        packages.append(mmcv)
+    run([*pip(venv), 'install', *packages, '-r', ROOT / 'requirements/runtime.txt'], 'installing the stack', log)
+    run([*pip(venv), 'install', '--no-deps', '-e', ROOT], 'installing mmvitzoo', log)
+    # openmim looks for a package's .mim folder in site-packages, where an editable install has none.
+    link = next((venv / 'lib').glob('python3*/site-packages')) / 'mmvitzoo'
+    link.symlink_to(ROOT / 'mmvitzoo')
+    python = venv / 'bin' / 'python'
+    if ops == 'torchvision':
+        run([python, '-m', 'mmvitzoo.ops', 'install'], 'installing the operators', log)
+    run([python, '-c', STACK_IMPORTS], 'checking', log)
 
 
-def fingerprint(requirements, cuda):
-    """Changes whenever the environment has to be made anew."""
-    digest = hashlib.sha256(f'{sys.version} {cuda} {ROOT}'.encode())
-    names = [requirements, *(ROOT / 'requirements' / name for name in EXTRA_FILES)]
-    for path in [*names, ROOT / 'setup.py', ROOT / 'pyproject.toml', Path(__file__)]:
+def install_extra(venv, stack, name, log):
+    """Installs one requirement file if it was not installed as it is now."""
+    requirements = ROOT / 'requirements' / f'{name}.txt'
+    stamp = venv / f'ready-{name}'
+    if stamp.is_file() and stamp.read_bytes() == requirements.read_bytes():
+        return
+    with tempfile.TemporaryDirectory() as work:
+        # An extra must not move the versions of the stack.
+        constraints = Path(work, 'constraints.txt')
+        constraints.write_text('\n'.join(pin for pin in read_pins(stack) if 'mmcv' not in pin))
+        run([*pip(venv), 'install', '-r', requirements, '-c', constraints], f'installing {name}', log)
+    shutil.copy(requirements, stamp)
+
+
+def read_pins(stack):
+    lines = (ROOT / 'requirements' / f'{stack}.txt').read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+
+
+def fingerprint(venv, stack, ops):
+    """Changes whenever the environment has to be made anew; scripts in it name its folder."""
+    digest = hashlib.sha256(f'{sys.version} {stack} {ops} {ROOT} {venv.resolve()} {has_cuda(ops)}'.encode())
+    names = [f'requirements/{stack}.txt', 'requirements/runtime.txt', 'setup.py', 'pyproject.toml']
+    for name in [*names, 'tools/setup_env.py', 'mmvitzoo/version.py']:
+        digest.update((ROOT / name).read_bytes())
+    for path in sorted((ROOT / 'mmvitzoo' / 'ops').glob('*.py')):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def has_cuda():
-    """Whether operators can be compiled for, and run on, a CUDA device."""
+def pip(venv):
+    return [venv / 'bin' / 'python', '-m', 'pip', '--disable-pip-version-check', '--retries', '2']
+
+
+def has_cuda(ops):
+    """Whether mmcv is compiled for a CUDA device; torchvision's operators need no compiler for it."""
     device = os.path.exists('/dev/nvidiactl') or shutil.which('nvidia-smi')
-    if device and not shutil.which('nvcc'):
+    if ops == 'compiled' and device and not shutil.which('nvcc'):
         print('A CUDA device but no nvcc: mmcv is compiled for the CPU; for the device, install the CUDA toolkit')
-    return bool(device and shutil.which('nvcc'))
+    return bool(ops == 'compiled' and device and shutil.which('nvcc'))
 
 
-def check_machine(venv):
-    if not (shutil.which('c++') or shutil.which('g++')):
-        stop("no C++ compiler (g++) to build mmcv with: apt-get install g++, or your system's like")
-    if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
-        stop(f'no Python headers for {sys.executable}: apt-get install python{PYTHON[0]}.{PYTHON[1]}-dev')
+def check_machine(venv, ops):
     try:
         import ensurepip  # noqa: F401
     except ImportError:
         stop(f'{sys.executable} cannot make environments: apt-get install python{PYTHON[0]}.{PYTHON[1]}-venv')
-    needs = ((venv, 1 if venv.exists() else FREE_GB, 'make VENV'), (cache_folder(), 1, 'make XDG_CACHE_HOME'))
-    for folder, need, elsewhere in needs:
-        while not folder.exists():
-            folder = folder.absolute().parent
-        free = shutil.disk_usage(folder).free / 2**30
-        if free < need:
-            stop(f'{folder} has {free:.1f} GiB of free disk, {need} are needed: make room, or {elsewhere}=/elsewhere')
+    if ops == 'compiled':
+        if not (shutil.which('c++') or shutil.which('g++')):
+            stop('no C++ compiler (g++) to build mmcv with: apt-get install g++, or make without OPS=compiled')
+        if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
+            stop(f'no Python headers for {sys.executable}: apt-get install python{PYTHON[0]}.{PYTHON[1]}-dev')
+    folder = venv.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    need = 1 if venv.exists() else FREE_GB
+    if free < need:
+        stop(f'{folder} has {free:.1f} GiB of free disk, {need} are needed: make room, or make VENV=/elsewhere')
 
 
-def cache_folder():
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmvitzoo'
-
-
-def mmcv_wheel(pip, mmcv, core, stack, cuda, log):
+def compiled_mmcv(venv, mmcv, torch, stack, log):
     """The wheel of mmcv for this torch and Python, compiled now if it is not in the cache."""
-    torch = next(pin for pin in core if pin.startswith('torch='))
+    kind = 'cuda' if has_cuda('compiled') else 'cpu'
     python = f'py{PYTHON[0]}{PYTHON[1]}'
-    key = '-'.join([stack, *(re.sub('=+', '', pin) for pin in (mmcv, torch)), python, 'cuda' if cuda else 'cpu'])
-    cache = cache_folder() / key
-    wheels = sorted(cache.glob('*.whl'))
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmvitzoo'
+    folder = cache / '-'.join([stack, *(re.sub('=+', '', pin) for pin in (mmcv, torch)), python, kind])
+    wheels = sorted(folder.glob('*.whl'))
     if wheels:
         print(f'Reusing {wheels[0]}', flush=True)
         return wheels[0]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    print(f'No wheel of {mmcv} for this torch yet: compiling it takes about 10 minutes on two cores', flush=True)
-    env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if cuda else '0')
-    if not cuda:
+    cache.mkdir(parents=True, exist_ok=True)
+    print(f'No wheel of {mmcv} for this torch yet: compiling it takes about 8 minutes on two cores', flush=True)
+    env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA=str(int(kind == 'cuda')))
+    if kind == 'cpu':
         env['CUDA_VISIBLE_DEVICES'] = ''  # else mmcv would look for nvcc
-    env.setdefault('MAX_JOBS', str(os.cpu_count()))
+    env.setdefault('MAX_JOBS', str(len(os.sched_getaffinity(0))))
+    env.setdefault('CFLAGS', '-g0')  # debug information takes half of the time
     # ninja and the compiler's helpers are found through the environment's bin folder.
-    env['PATH'] = f'{Path(pip[0]).absolute().parent}{os.pathsep}{env["PATH"]}'
-    with tempfile.TemporaryDirectory(dir=cache.parent, prefix=f'.{key}.') as work:
+    env['PATH'] = f'{(venv / "bin").absolute()}{os.pathsep}{env["PATH"]}'
+    with tempfile.TemporaryDirectory(dir=cache, prefix=f'.{folder.name}.') as work:
         # Not pip's cache: it would offer a wheel compiled against one torch to another.
-        command = [*pip, 'wheel', '-v', '--no-cache-dir', '--no-build-isolation', '--no-deps', '-w', work, mmcv]
-        run(command, f'compiling {mmcv}', log, env)
-        cache.mkdir(exist_ok=True)
+        options = ['-v', '--no-cache-dir', '--no-build-isolation', '--no-deps', '-w', work]
+        run([*pip(venv), 'wheel', *options, mmcv], f'compiling {mmcv}', log, env)
+        folder.mkdir(exist_ok=True)
         for wheel in Path(work).glob('*.whl'):
-            shutil.move(wheel, cache / wheel.name)
-    return next(cache.glob('*.whl'))
-
-
-def install_project(pip, venv, log):
-    run([*pip, 'install', '--no-deps', '-e', ROOT], 'installing mmvitzoo', log)
-    # openmim looks for a package's .mim folder in site-packages, where an editable install has none.
-    link = next((venv / 'lib').glob('python3*/site-packages')) / 'mmvitzoo'
-    if link.is_symlink():
-        link.unlink()
-    link.symlink_to(ROOT / 'mmvitzoo')
+            shutil.move(wheel, folder / wheel.name)
+    return next(folder.glob('*.whl'))
 
 
 def run(command, label, log, env=None):
@@ -152,32 +196,32 @@ def run(command, label, log, env=None):
     live = sys.stdout.isatty()
     started = shown = time.time()
     with open(log, 'ab') as out:
+        begin = out.tell()
         out.write(f'\n$ {" ".join(map(str, command))}\n'.encode())
         out.flush()
-        begin = out.tell()
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, env=env)
-        while True:
-            try:
-                process.wait(0.5)
-                break
-            except subprocess.TimeoutExpired:
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
                 if live or time.time() - shown > 30:
                     shown = time.time()
-                    line = f'  {label}: {clock(shown - started)}{progress(log, begin)}'
+                    line = f'  {label}: {clock(shown - started)}'
                     print(f'\r{line:<76}' if live else line, end='' if live else '\n', flush=True)
-    if process.returncode:
-        tail = log.read_text(errors='replace').splitlines()[-15:]
-        stop(f'{label} failed; the end of {log}:\n  ' + '\n  '.join(tail))
+        finally:
+            process.kill()
+    if process.wait():
+        output = log.read_bytes()[begin:].decode(errors='replace')
+        if NO_SPACE.search(output):
+            stop(f'{label} failed: no space left on the device: make room, or make VENV=/elsewhere; see {log}')
+        if NO_NETWORK.search(output):
+            stop(
+                f'{label} failed: the package index does not answer; check the network, HTTPS_PROXY and '
+                f'PIP_INDEX_URL, then call make again; see {log}'
+            )
+        tail = ' | '.join(output.strip().splitlines()[-3:])
+        stop(f'{label} failed: {tail}; see {log}')
     line = f'  {label}: done in {clock(time.time() - started)}'
     print(f'\r{line:<76}' if live else line, flush=True)
-
-
-def progress(log, begin):
-    """How many files ninja has compiled, as the end of the log from the byte ``begin`` on tells."""
-    with open(log, 'rb') as file:
-        file.seek(max(begin, log.stat().st_size - 20000))
-        steps = re.findall(rb'^\s*\[(\d+)/(\d+)\]', file.read(), re.MULTILINE)
-    return f', file {int(steps[-1][0])} of {int(steps[-1][1])}' if steps else ''
 
 
 def clock(seconds):
@@ -185,7 +229,7 @@ def clock(seconds):
 
 
 def stop(message):
-    sys.exit(f'\nset-up stopped: {message}')
+    sys.exit(f'set-up stopped: {message}')
 
 
 if __name__ == '__main__':

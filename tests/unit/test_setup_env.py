@@ -1,4 +1,4 @@
-"""The script behind `make demo` and `make test`: what it says when a machine lacks something."""
+"""The script that makes environments: what it installs when, and what it says when something is missing."""
 
 import importlib.util
 import shutil
@@ -16,13 +16,32 @@ spec.loader.exec_module(setup_env)
 
 @pytest.fixture
 def main(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, 'argv', ['setup_env.py', '--venv', str(tmp_path / 'venv')])
-    return setup_env.main
+    """Calls the script for an environment in ``tmp_path``."""
+
+    def main(*options):
+        monkeypatch.setattr(sys, 'argv', ['setup_env.py', '--venv', str(tmp_path / 'venv'), *options])
+        setup_env.main()
+
+    return main
 
 
-def refused(main):
+@pytest.fixture
+def labels(monkeypatch):
+    """The steps that were taken; none is carried out."""
+    labels = []
+
+    def make_environment(venv, stack, ops, log):
+        labels.append(f'{stack} with {ops}')
+        venv.mkdir()
+
+    monkeypatch.setattr(setup_env, 'make_environment', make_environment)
+    monkeypatch.setattr(setup_env, 'run', lambda command, label, log: labels.append(label))
+    return labels
+
+
+def refused(main, *options):
     with pytest.raises(SystemExit) as stop:
-        main()
+        main(*options)
     message = str(stop.value).strip()
     assert message.startswith('set-up stopped: ') and '\n' not in message
     return message
@@ -31,64 +50,93 @@ def refused(main):
 def test_other_python(main, monkeypatch):
     monkeypatch.setattr(sys, 'version_info', (3, 9, 2))
     monkeypatch.setattr(sys, 'version', '3.9.2 (default)')
-    assert 'Python 3.11 is needed' in refused(main) and 'is 3.9.2' in refused(main)
-    assert 'make PYTHON=' in refused(main)
+    message = refused(main)
+    assert 'Python 3.11 is needed' in message and 'is 3.9.2' in message and 'make PYTHON=' in message
 
 
-def test_no_compiler(main, monkeypatch):
+def test_compiler_is_needed_only_to_compile(main, monkeypatch, tmp_path, labels):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
-    assert 'no C++ compiler' in refused(main) and 'apt-get install g++' in refused(main)
-
-
-def test_no_headers(main, monkeypatch, tmp_path):
+    main()
+    assert labels == ['openmmlab with torchvision']
+    assert 'no C++ compiler' in refused(main, '--ops', 'compiled')
+    monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/c++')
     monkeypatch.setattr(setup_env.sysconfig, 'get_paths', lambda: {'include': str(tmp_path)})
-    assert 'no Python headers' in refused(main) and 'apt-get install python3.11-dev' in refused(main)
+    assert 'apt-get install python3.11-dev' in refused(main, '--ops', 'compiled')
 
 
-def test_no_disk_space(main, monkeypatch):
+def test_no_disk_space(main, monkeypatch, tmp_path):
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage(10**12, 0, 2 * 2**30))
-    assert 'has 2.0 GiB of free disk, 9 are needed' in refused(main)
+    assert 'has 2.0 GiB of free disk, 9 are needed: make room, or make VENV=' in refused(main)
+    assert not (tmp_path / 'venv').exists()
 
 
-def test_second_call_does_nothing(main, monkeypatch, tmp_path):
-    stamp = tmp_path / 'venv' / 'ready'
-    stamp.parent.mkdir()
-    requirements = ROOT / 'requirements' / 'openmmlab.txt'
-    state = f'{stamp.parent.resolve()}\n{setup_env.fingerprint(requirements, setup_env.has_cuda())}'
-    stamp.write_text(state)
-    monkeypatch.setattr(setup_env, 'run', lambda *args: pytest.fail('installs something'))
-    main()
-    monkeypatch.setattr(setup_env, 'run', lambda *args: sys.exit('installs'))
-    stamp.write_text(f'{stamp.parent.resolve()}\nother versions')
-    with pytest.raises(SystemExit, match='installs'):
-        main()
-    assert stamp.exists()
-    stamp.write_text('/where/it/was/made\n')  # copied or moved: its scripts are of no use
-    with pytest.raises(SystemExit, match='installs'):
-        main()
-    assert not stamp.exists()
+@pytest.mark.parametrize(
+    'printed, message',
+    [
+        ('Max retries exceeded with url', 'the package index does not answer; check the network'),
+        ('OSError: [Errno 28] No space left on device', 'no space left on the device: make room'),
+        ('a|b|error: no such package', 'a | b | error: no such package; see '),
+    ],
+)
+def test_failed_step_leaves_no_environment(main, monkeypatch, tmp_path, printed, message):
+    lines = printed.split('|')
+
+    def make_environment(venv, stack, ops, log):
+        venv.mkdir()
+        command = [sys.executable, '-c', f'import sys; print(*{lines!r}, sep="\\n"); sys.exit(1)']
+        setup_env.run(command, 'installing', log)
+
+    monkeypatch.setattr(setup_env, 'make_environment', make_environment)
+    assert message in refused(main)
+    assert not (tmp_path / 'venv').exists() and lines[-1] in (tmp_path / 'venv-setup.log').read_text()
+
+
+def test_second_call_does_nothing(main, monkeypatch, tmp_path, labels):
+    main('--for', 'demo')
+    assert labels == ['openmmlab with torchvision', 'installing demo']
+    main('--for', 'demo')
+    main('--for', 'env')
+    assert len(labels) == 2
+    # Another target adds what it needs.
+    main('--for', 'test')
+    assert labels[2:] == ['installing tests']
+    # Changed requirements of a target are installed; another stack, or another folder, makes the environment anew.
+    (tmp_path / 'venv' / 'ready-tests').write_text('other versions')
+    main('--for', 'test')
+    assert labels[3:] == ['installing tests']
+    main('--stack', 'onedl')
+    assert labels[4:] == ['onedl with torchvision'] and not (tmp_path / 'venv' / 'ready-demo').exists()
+
+
+def test_fingerprint_names_the_folder(tmp_path):
+    """The scripts of an environment that was copied or moved start the interpreter of the original."""
+    here, there = (setup_env.fingerprint(tmp_path / name, 'openmmlab', 'torchvision') for name in 'ab')
+    assert here != there
 
 
 def fake_pip(tmp_path, body):
     pip = tmp_path / 'pip.py'
     pip.write_text(f'import pathlib, sys\nfolder = pathlib.Path(sys.argv[sys.argv.index("-w") + 1])\n{body}')
-    return [sys.executable, pip]
+    return lambda venv: [sys.executable, pip]
 
 
-def test_wheel_is_kept_by_versions(tmp_path, monkeypatch):
+@pytest.fixture
+def build(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    log = tmp_path / 'log'
-    log.write_text('')
-    pip = fake_pip(
-        tmp_path, 'with open("calls", "a") as f: f.write("x")\n(folder / "mmcv-2.1.0.whl").write_text("wheel")'
-    )
     monkeypatch.chdir(tmp_path)
 
     def build(torch='2.11.0', cuda=False):
-        core = [f'torch==={torch}', 'numpy==2.2.6']
-        return setup_env.mmcv_wheel(pip, 'mmcv==2.1.0', core, 'openmmlab', cuda, log)
+        monkeypatch.setattr(setup_env, 'has_cuda', lambda ops: cuda)
+        venv, log = tmp_path / 'venv', tmp_path / 'log'
+        return setup_env.compiled_mmcv(venv, 'mmcv==2.1.0', f'torch==={torch}', 'openmmlab', log)
 
+    return build
+
+
+def test_wheel_is_kept_by_versions(tmp_path, monkeypatch, build):
+    body = 'open("calls", "a").write("x")\n(folder / "mmcv-2.1.0.whl").write_text("wheel")'
+    monkeypatch.setattr(setup_env, 'pip', fake_pip(tmp_path, body))
     first = build()
     assert first.parent == tmp_path / 'cache' / 'mmvitzoo' / 'openmmlab-mmcv2.1.0-torch2.11.0-py311-cpu'
     assert build() == first and Path('calls').read_text() == 'x'
@@ -96,18 +144,9 @@ def test_wheel_is_kept_by_versions(tmp_path, monkeypatch):
     assert len({first, build('2.10.0'), build(cuda=True)}) == 3 and Path('calls').read_text() == 'xxx'
 
 
-def test_failed_build_leaves_no_wheel_and_shows_the_log(tmp_path, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    log = tmp_path / 'log'
-    log.write_text('')
-    pip = fake_pip(tmp_path, '(folder / "half.whl").write_text("")\nsys.exit("error: no such file: torch.h")')
-    with pytest.raises(SystemExit, match='(?s)compiling mmcv==2.1.0 failed; the end of .*no such file: torch.h'):
-        setup_env.mmcv_wheel(pip, 'mmcv==2.1.0', ['torch===2.11.0'], 'openmmlab', False, log)
+def test_failed_build_leaves_no_wheel(tmp_path, monkeypatch, build):
+    body = '(folder / "half.whl").write_text("")\nsys.exit("error: no such file: torch.h")'
+    monkeypatch.setattr(setup_env, 'pip', fake_pip(tmp_path, body))
+    with pytest.raises(SystemExit, match='compiling mmcv==2.1.0 failed: .*no such file: torch.h'):
+        build()
     assert not list((tmp_path / 'cache').rglob('*.whl'))
-
-
-def test_progress_counts_compiled_files(tmp_path):
-    log = tmp_path / 'log'
-    log.write_text('  [1/77] c++ a.o\n  [12/77] c++ -MMD b.o\nwarning: x[3/4]\n')
-    assert setup_env.progress(log, 0) == ', file 12 of 77'
-    assert setup_env.progress(log, log.stat().st_size) == ''  # of the step before

@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import statistics
 import sys
 import time
@@ -305,7 +306,7 @@ def main():
     names = ', '.join([*CASES, *MEMORY])
     parser.add_argument('cases', nargs='*', metavar='CASE', help=f'of {names}; default: all')
     parser.add_argument('--rounds', type=int, default=5, help='times that every model takes its turn')
-    parser.add_argument('--threads', type=int, default=2, help='of the CPU')
+    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='of the CPU')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--shape', nargs=3, type=int, metavar=('B', 'H', 'W'), help='images; default: as the case says')
     parser.add_argument('--train', action='store_true', help='forward and backward pass instead of inference')

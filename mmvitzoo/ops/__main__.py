@@ -1,0 +1,23 @@
+"""Command line of the operators."""
+
+import argparse
+import sys
+
+from . import InstallError, install, remove, status
+
+COMMANDS = dict(install=install, remove=remove, status=status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog='python -m mmvitzoo.ops', description="torchvision's operators for an mmcv without compiled ones"
+    )
+    parser.add_argument('command', choices=COMMANDS, help='put the file mmcv/_ext.py there, take it away, or look')
+    try:
+        print(COMMANDS[parser.parse_args().command]())
+    except InstallError as error:
+        sys.exit(f'{parser.prog}: {error}')
+
+
+if __name__ == '__main__':
+    main()
