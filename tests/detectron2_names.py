@@ -2,11 +2,14 @@
 
 import torch
 
+BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 
-def heads(stages=('',), norm=(), box_convs=4, rpn_convs=2):
+
+def heads(stages=('',), norm=(), box_convs=4, rpn_convs=2, hidden=1024):
     """Heads of a Mask R-CNN, or of a Cascade Mask R-CNN with ``stages=('.0', '.1', '.2')``.
 
-    ``norm`` is what the norm of a convolution holds; none gives the convolution a bias.
+    ``norm`` is what the norm of a convolution holds; none gives the convolution a bias. ``hidden`` is the width of
+    the linear layers of box heads.
     """
     weights = {'pixel_mean': torch.zeros(3, 1, 1), 'pixel_std': torch.zeros(3, 1, 1)}
     shapes = {}
@@ -19,11 +22,11 @@ def heads(stages=('',), norm=(), box_convs=4, rpn_convs=2):
     for stage in stages:
         for i in range(1, box_convs + 1):
             shapes[f'roi_heads.box_head{stage}.conv{i}'] = (256, 256, 3, 3)
-        shapes[f'roi_heads.box_head{stage}.fc1'] = (1024, 256 * 49)
+        shapes[f'roi_heads.box_head{stage}.fc1'] = (hidden, 256 * 49)
         if not box_convs:
-            shapes[f'roi_heads.box_head{stage}.fc2'] = (1024, 1024)
-        shapes[f'roi_heads.box_predictor{stage}.cls_score'] = (81, 1024)
-        shapes[f'roi_heads.box_predictor{stage}.bbox_pred'] = (4 if stage else 320, 1024)
+            shapes[f'roi_heads.box_head{stage}.fc2'] = (hidden, hidden)
+        shapes[f'roi_heads.box_predictor{stage}.cls_score'] = (81, hidden)
+        shapes[f'roi_heads.box_predictor{stage}.bbox_pred'] = (4 if stage else 320, hidden)
     for i in range(1, 5):
         shapes[f'roi_heads.mask_head.mask_fcn{i}'] = (256, 256, 3, 3)
     shapes['roi_heads.mask_head.deconv'] = (256, 256, 2, 2)

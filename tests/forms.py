@@ -1,10 +1,17 @@
-"""Slim models of every family and form: all of the structure, as few channels and blocks as can be."""
+"""Slim models of every family and form: all of the structure, as few channels and blocks as can be.
 
+And helpers of tests that build large models or start processes.
+"""
+
+import socket
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from typing import Callable, Optional, Tuple
 
 import torch
+from mmengine.registry import MODELS
 from torch import nn
 
 from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, ViTAE
@@ -94,3 +101,24 @@ def slim(form, out_indices=(0, 1, 2, 3), **kwargs):
         if 'rel_pos' in name or '.residual.' in name:
             nn.init.normal_(value, std=0.2)
     return model
+
+
+def build_converted(converted, **kwargs):
+    """The backbone of converted weights, which it shares: large models are neither initialised nor copied."""
+    with torch.device('meta'):
+        model = MODELS.build({**converted.backbone_cfg, **kwargs})
+    model.load_state_dict(converted.backbone, strict=True, assign=True)
+    return model.eval()
+
+
+def free_port():
+    """A port that no process listens to, as the scripts for several processes read it."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return str(listener.getsockname()[1])
+
+
+def in_own_process(function, *args):
+    """Calls a module's function in a new process, whose memory is free again afterwards; raises what it raises."""
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        pool.submit(function, *args).result()

@@ -75,10 +75,11 @@ def test_config_of(page, example, tmp_path):
 
 @pytest.fixture(scope='module')
 def prepared(stand_ins):
-    """A checkpoint as the first training leaves it, with random weights."""
+    """Checkpoints as the first training leaves them, with random weights."""
     torch.manual_seed(0)
     weights = load_model('mask-rcnn_mpvit-tiny_fpn_mini-coco').state_dict()
-    save(weights, stand_ins / 'work_dirs/mini/epoch_7.pth', overwrite=True)
+    for path in {path for text in PAGES.values() for path in re.findall(r'work_dirs/mini/epoch_\d+\.pth', text)}:
+        save(weights, stand_ins / path, overwrite=True)
     return stand_ins
 
 
@@ -97,7 +98,8 @@ def test_python_of(page, prepared, monkeypatch, capsys):
 
 # Commands of which other tests see to it that they work.
 ELSEWHERE = {
-    'make env': 'unit/test_setup_env.py',
+    'make [a-z-]+': 'unit/test_setup_env.py',
+    'python -m mmvitzoo.ops': 'unit/ops/test_install.py',
     '(pip|mim) install': 'unit/test_package.py',
     'mim train mmdet .* --launcher pytorch': 'docs/test_readme.py',
     'python tools/train.py configs/': 'integration/test_tools.py',
@@ -119,7 +121,7 @@ def echo(tmp_path):
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```bash', text, re.MULTILINE)])
-def test_commands_of(page, run, stand_ins, echo):
+def test_commands_of(page, run, run_tool, stand_ins, echo):
     blocks = BLOCK.findall(PAGES[page])
     for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
         if language != 'bash':
@@ -127,7 +129,10 @@ def test_commands_of(page, run, stand_ins, echo):
         for command in block.replace('\\\n', '').splitlines():
             if following != 'text' and (command in COMMANDS_OF_README or any(re.match(x, command) for x in ELSEWHERE)):
                 continue
-            output = run(f'env PATH={echo} {command}' if re.search('slurm|NNODES', command) else command)
+            if command.startswith('python tools/'):
+                output = run_tool(command[len('python ') :])
+            else:
+                output = run(f'env PATH={echo} {command}' if re.search('slurm|NNODES', command) else command)
             if 'slurm' in command:
                 assert re.search('^srun -p gpu .*--gres=gpu:8 --ntasks=16 ', output, re.MULTILINE)
             if 'NNODES' in command:
@@ -139,7 +144,7 @@ def test_commands_of(page, run, stand_ins, echo):
 def test_other_tests_run_the_other_commands():
     used = ''.join(block for text in PAGES.values() for language, block in BLOCK.findall(text) if language == 'bash')
     for pattern, path in ELSEWHERE.items():
-        assert re.search(f'^{pattern}', used, re.MULTILINE) and (ROOT / 'tests' / path).exists()
+        assert re.search(f'^{pattern}', used, re.MULTILINE) and (ROOT / 'tests' / path).exists(), pattern
 
 
 def test_family(tmp_path):

@@ -5,16 +5,17 @@ import os
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / 'docs' / 'notebooks').glob('*.ipynb'))
 
 
 def execute(name, parameters, check, folder):
     """Runs a notebook with other parameters, and a last cell that has to pass; returns its pictures."""
+    import nbformat
+    from nbclient import NotebookClient
+
     (path,) = [path for path in NOTEBOOKS if path.stem == name]
     notebook = nbformat.read(path, as_version=4)
     (place,) = [i for i, cell in enumerate(notebook.cells) if 'parameters' in cell.metadata.get('tags', ())]
@@ -91,6 +92,8 @@ for name in names:
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_outputs(path):
     """Of one run from top to bottom, without errors, warnings and names of a machine's folders; not large."""
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == 'code']

@@ -9,9 +9,8 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
 
-from mmvitzoo import app, list_models
+from mmvitzoo import list_models
 from mmvitzoo.checkpoints import save
 from mmvitzoo.inference import load_model
 
@@ -21,7 +20,15 @@ PATIENCE = 60_000  # milliseconds
 
 
 @pytest.fixture(scope='module')
-def page():
+def app():
+    """The module, which needs gradio."""
+    return import_module('mmvitzoo.app')
+
+
+@pytest.fixture(scope='module')
+def page(app):
+    from playwright.sync_api import sync_playwright
+
     chromium = shutil.which('chromium') or shutil.which('google-chrome')
     assert chromium, 'the page is tested in Chromium: apt-get install chromium'
     served = app.build_app()
@@ -54,8 +61,11 @@ def ask(page, config, checkpoint):
     page.get_by_role('button', name='Run').click()
 
 
+@pytest.mark.slow
 def test_page(page, workspace, checkpoints):
     """A visit: a config is found, an image dropped, the result seen; mistakes are told and forgiven."""
+    from playwright.sync_api import expect
+
     expect(page.get_by_role('heading', name='MMViTZoo')).to_be_visible(timeout=PATIENCE)
     page.get_by_role('button', name='Run').click()
     expect(page.get_by_text('choose a config first')).to_be_visible(timeout=PATIENCE)
@@ -101,12 +111,14 @@ def test_page(page, workspace, checkpoints):
     expect(page.get_by_text('1.2 M parameters')).to_be_visible(timeout=PATIENCE)  # told when all else is done
 
 
-def test_no_image():
+@pytest.mark.slow
+def test_no_image(app):
     with pytest.raises(app.gr.Error, match='drop an image first'):
         app.run(CLASSIFIER, '', None, 0.3)
 
 
-def test_costs_that_are_not_counted(monkeypatch):
+@pytest.mark.slow
+def test_costs_that_are_not_counted(app, monkeypatch):
     def measure(config):
         raise NotImplementedError('Detector has parts that are not known here: gan_head')
 
@@ -116,13 +128,15 @@ def test_costs_that_are_not_counted(monkeypatch):
     )
 
 
-def test_features_of_a_large_image(tmp_path):
+@pytest.mark.slow
+def test_features_of_a_large_image(app, tmp_path):
     mmcv.imwrite(np.random.RandomState(0).randint(256, size=(700, 1400, 3), dtype=np.uint8), str(tmp_path / 'a.png'))
     figure = app.features(app.Predictor(CLASSIFIER), str(tmp_path / 'a.png'))
     assert figure.axes[0].get_xlabel() == '320 x 640 pixels'
 
 
-def test_command(monkeypatch):
+@pytest.mark.slow
+def test_command(app, monkeypatch):
     launched = []
     monkeypatch.setattr(app.gr.Blocks, 'launch', lambda page, **options: launched.append(options))
     monkeypatch.setattr(sys, 'argv', ['app.py', '--host', '0.0.0.0', '--port', '8080'])
@@ -132,6 +146,6 @@ def test_command(monkeypatch):
 
 def test_gradio_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    monkeypatch.delitem(sys.modules, 'mmvitzoo.app')
+    monkeypatch.delitem(sys.modules, 'mmvitzoo.app', raising=False)
     with pytest.raises(ImportError, match='the page needs gradio: pip install -r requirements/app.txt'):
         import_module('mmvitzoo.app')

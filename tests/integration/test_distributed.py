@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from forms import FORMS
+from forms import FORMS, free_port
 from mmengine._strategy import DDPStrategy
 from mmengine.config import Config
 from mmengine.model import MMFullyShardedDataParallel
 from mmengine.registry import FUNCTIONS, STRATEGIES, init_default_scope
+from mmengine.runner import Runner
 from torch import nn
 
 from mmvitzoo.engine import wrap_blocks
@@ -75,39 +76,50 @@ def losses(output):
     return [float(x) for x in re.findall(r'Epoch\(train\).* loss: (\S+)', output)]
 
 
-@pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitdet_conv', 'vitae', 'mvitv2_windows', 'scalablevit'])
-def test_two_processes_equal_one_with_the_doubled_batch(form, run, workspace):
+@pytest.fixture
+def train_two(run):
+    """Trains a config in a folder with two processes; returns what they printed."""
+
+    def train_two(config, folder, options=''):
+        return run(f'tools/dist_train.sh {config} 2 --work-dir work_dirs/{folder} {options}', PORT=free_port())
+
+    return train_two
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize('form', ['vitdet', *(pytest.param(form, marks=slow) for form in ('mpvit', 'mvitv2_windows'))])
+def test_two_processes_equal_one_with_the_doubled_batch(form, train_two, workspace, monkeypatch):
     """Every parameter is used: without ``find_unused_parameters`` one that is not would stop the second step."""
     config = write_config(workspace, form)
-    run(f'tools/dist_train.sh {config} 2 --work-dir work_dirs/{form}_two', PORT='29541')
-    run(f'python tools/train.py {config} --work-dir work_dirs/{form}_one --cfg-options train_dataloader.batch_size=8')
+    train_two(config, f'{form}_two')
+    monkeypatch.chdir(workspace)
+    alone = Config.fromfile(config)
+    alone.work_dir = f'work_dirs/{form}_one'
+    alone.train_dataloader.batch_size = 8
+    Runner.from_cfg(alone).train()
     two, one = (weights(workspace / f'work_dirs/{form}_{name}/epoch_1.pth') for name in ('two', 'one'))
     assert two.keys() == one.keys()
     for key, value in one.items():
         assert (two[key] - value).abs().max() < 1e-5, key
 
 
+@slow
 @pytest.mark.parametrize('form', ['vitdet', 'mpvit'])
-def test_shards_train_as_whole_models_do(form, run, workspace):
+def test_shards_train_as_whole_models_do(form, train_two, workspace):
     """With decaying learning rates, each block a unit; checkpoints are whole, and resumed."""
     base = write_config(workspace, form)
-    (workspace / f'sharded_{form}.py').write_text(FSDP.format(base=base))
-    plain = FSDP.format(base=base).replace(", 'configs/_base_/strategies/fsdp.py'", '')
-    (workspace / f'plain_{form}.py').write_text(plain)
-    outputs = [
-        run(f'tools/dist_train.sh {name}_{form}.py 2 --work-dir work_dirs/{name}_{form}', PORT='29542')
-        for name in ('sharded', 'plain')
-    ]
+    sharded = FSDP.format(base=base)
+    (workspace / f'sharded_{form}.py').write_text(sharded)
+    (workspace / f'plain_{form}.py').write_text(sharded.replace(", 'configs/_base_/strategies/fsdp.py'", ''))
+    outputs = [train_two(f'{name}_{form}.py', f'{name}_{form}') for name in ('sharded', 'plain')]
     assert 'FSDP' in outputs[0]
     first, second = map(losses, outputs)
     assert len(first) == 3 and first == pytest.approx(second, rel=1e-3)
     sharded, plain = (weights(workspace / f'work_dirs/{name}_{form}/epoch_1.pth') for name in ('sharded', 'plain'))
     assert sharded.keys() == plain.keys()
-    output = run(
-        f'tools/dist_train.sh sharded_{form}.py 2 --work-dir work_dirs/sharded_{form} --resume '
-        '--cfg-options train_cfg.max_epochs=2',
-        PORT='29543',
-    )
+    output = train_two(f'sharded_{form}.py', f'sharded_{form}', '--resume --cfg-options train_cfg.max_epochs=2')
     assert 'resumed epoch: 1' in output and len(losses(output)) == 3
 
 

@@ -1,13 +1,15 @@
 """tools/deployment/export.py: every backbone in every format, one file for every size."""
 
-import onnxruntime
+import sys
+
 import pytest
 import torch
-from export import CHECKED, EXPORTERS, FORMATS, TOLERANCE, TRACED, AdaptivePool, Exported, error_of
+from export import CHECKED, EXPORTERS, FORMATS, TOLERANCE, TRACED, AdaptivePool, Exported, error_of, main
 from forms import FORMS, slim
 from torch import nn
 
 from mmvitzoo.checkpoints import save
+from mmvitzoo.inference import load_model
 
 SIZES = ((1, 3, 224, 224), (3, 3, 256, 448), (2, 3, 227, 373))
 SMALL = ((1, 3, 33, 64), (1, 3, 224, 100))  # less than a window in the last stages
@@ -24,28 +26,34 @@ class Detector(nn.Module):
         return self.backbone(x)
 
 
-# Slow exporters make what differs in kind, a tracer makes all.
+# The slower exporters make what differs in kind, a tracer makes all. One of each stays in `make test`;
+# ONNX needs packages of its own.
 KINDS = ('mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2', 'mvitv2_windows', 'scalablevit')
+QUICK = [('vitdet', 'torchscript'), ('vit', 'exported-program')]
+CASES = [(form, 'torchscript') for form in FORMS]
+CASES += [(form, name) for form in KINDS for name in FORMATS if name != 'torchscript']
 
 
 @pytest.mark.parametrize(
     'form, name',
-    [(form, 'torchscript') for form in FORMS]
-    + [(form, name) for form in KINDS for name in FORMATS if name != 'torchscript'],
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
 )
 def test_one_file_for_every_size(form, name, tmp_path):
     torch._dynamo.reset()
     model = Exported(Detector(slim(form).eval().requires_grad_(False)))
     with torch.no_grad():
         run = EXPORTERS[name](model, torch.randn(TRACED), True, tmp_path / 'file', 18)
-        # Of exported programs, the least size is said.
+        # The exporter says the least size that an exported program takes.
         for shape in CHECKED if name == 'exported-program' else (*SIZES, *SMALL):
             x = torch.randn(shape)
             assert error_of(run(x), model(x)) < TOLERANCE, shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('opset', [18, 21])
 def test_names_of_onnx(opset, tmp_path):
+    import onnxruntime
+
     model = Exported(Detector(slim('vit', out_indices=(0, 3)).eval()))
     EXPORTERS['onnx'](model, torch.randn(TRACED), True, tmp_path / 'vit.onnx', opset)
     session = onnxruntime.InferenceSession(tmp_path / 'vit.onnx')
@@ -62,43 +70,63 @@ def test_adaptive_pool(size, shape):
     torch.testing.assert_close(AdaptivePool(pairs)(x), nn.AdaptiveAvgPool2d(size)(x))
 
 
-EXPORT = 'python tools/deployment/export.py'
 CLASSIFIER = 'configs/vit/plainvit-mini_mini-classes.py'
 UPERNET = 'configs/vit/plainvit-mini_mln_upernet_mini-coco.py'
 SEMANTIC_FPN = 'configs/scalablevit/scalablevit-mini_fpn_mini-coco.py'
 VITDET = 'configs/vitdet/mask-rcnn_plainvit-mini_mini-coco.py'
 
 
-@pytest.mark.parametrize(
-    'config, file',
-    [(CLASSIFIER, 'c.onnx'), (UPERNET, 'u.onnx'), (SEMANTIC_FPN, 's.pt2'), (VITDET, 'd.pt2'), (SEMANTIC_FPN, 's.pt')],
-)
-def test_models(run, workspace, config, file):
+@pytest.fixture
+def export(workspace, monkeypatch, capsys):
+    """Runs the tool in this process; returns what it printed, fails the test if it failed."""
+    monkeypatch.chdir(workspace)
+
+    def export(arguments, fails=False):
+        monkeypatch.setattr(sys, 'argv', ['export.py', *arguments.split()])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        output = ''.join(capsys.readouterr())
+        assert (code != 0) == fails, output
+        return output
+
+    return export
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config, file', [(CLASSIFIER, 'c.onnx'), (UPERNET, 'u.onnx'), (VITDET, 'd.pt2')])
+def test_models(export, workspace, config, file):
     """Whole classifiers and segmentors, detectors up to their necks."""
-    name = dict(onnx='onnx', pt='torchscript', pt2='exported-program')[file.rpartition('.')[2]]
-    output = run(f'{EXPORT} {config} --format {name} --dynamic --out exported/{file}')
+    name = dict(onnx='onnx', pt2='exported-program')[file.rpartition('.')[2]]
+    output = export(f'{config} --format {name} --dynamic --out exported/{file}')
     assert output.count('differs from PyTorch by') == 3 and 'the weights are random' in output
     assert file in [path.name for path in (workspace / 'exported').iterdir()]
     if file == 'u.onnx':
+        import onnxruntime
+
         session = onnxruntime.InferenceSession(workspace / 'exported' / file)
         (logits,) = session.run(None, {'images': torch.randn(1, 3, 100, 75).numpy()})
         assert logits.shape[2:] == (100, 75) and session.get_outputs()[0].name == 'logits'
 
 
-def test_checkpoint_and_fixed_size(run, workspace):
-    from mmengine.config import Config
-    from mmengine.registry import MODELS, init_default_scope
+def test_segmentor_as_torchscript(run, workspace):
+    """As users start the tool."""
+    output = run(f'python tools/deployment/export.py {SEMANTIC_FPN} --format torchscript --dynamic --out exported/s.pt')
+    assert output.count('differs from PyTorch by') == 3 and 'the weights are random' in output
+    assert (workspace / 'exported' / 's.pt').exists()
 
-    config = Config.fromfile(workspace / CLASSIFIER)
-    init_default_scope(config.default_scope)
-    model = MODELS.build(config.model).eval()
+
+def test_checkpoint_and_fixed_size(export, workspace):
+    model = load_model(CLASSIFIER)
     save(model.state_dict(), workspace / 'classifier.pth', overwrite=True)
-    run(f'{EXPORT} {CLASSIFIER} classifier.pth --format torchscript --shape 64 64 --out exported/fixed.pt')
+    export(f'{CLASSIFIER} classifier.pth --format torchscript --shape 64 64 --out exported/fixed.pt')
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         (logits,) = torch.jit.load(workspace / 'exported/fixed.pt')(x)
         torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
-    message = run(f'{EXPORT} {UPERNET} classifier.pth --format torchscript --dynamic --out exported/no.pt', fails=True)
+    message = export(f'{UPERNET} classifier.pth --format torchscript --dynamic --out exported/no.pt', fails=True)
     assert 'classifier.pth: does not fit the config: lacks auxiliary_head.' in message
     assert not (workspace / 'exported/no.pt').exists()
 
@@ -115,6 +143,6 @@ def test_checkpoint_and_fixed_size(run, workspace):
         ('nowhere.pth --format torchscript --dynamic --out a.pt', 'nowhere.pth: no such checkpoint file'),
     ],
 )
-def test_wrong_arguments(run, workspace, arguments, message):
+def test_wrong_arguments(export, workspace, arguments, message):
     (workspace / 'taken.pt').touch()
-    assert message in run(f'{EXPORT} {CLASSIFIER} {arguments}', fails=True)
+    assert message in export(f'{CLASSIFIER} {arguments}', fails=True)

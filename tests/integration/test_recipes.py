@@ -1,32 +1,18 @@
-"""A dry run of every recipe: its own data pipeline on real images, its learning rates at the published milestones."""
+"""Each distinct data pipeline of the recipes on real images; learning rates at the published milestones."""
 
 import json
 import math
 import re
 from functools import lru_cache
-from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
+from zoo_configs import FOLDERS, RECIPES, group_by, read_config
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(
-    str(path.relative_to(ROOT / 'configs'))
-    for path in ROOT.glob('configs/*/*.py')
-    if path.parent.name != '_base_' and 'mini' not in path.name
-)
 IMAGES = dict(mmpretrain=1281167, mmdet=117266, mmseg=20210)  # of the training sets, as the toolboxes filter them
-
-
-def read(name):
-    config = Config.fromfile(ROOT / 'configs' / name)
-    init_default_scope(config.default_scope)
-    return config
 
 
 def steps_of_epoch(config):
@@ -36,10 +22,29 @@ def steps_of_epoch(config):
     return math.ceil(images / (int(gpus[1]) if gpus else 8) / config.train_dataloader.batch_size)
 
 
-def batches(config, split):
-    """As the model gets them."""
+def data_of(split):
+    """A key for configs with the same loader and preprocessor."""
+
+    def key(config):
+        model = config.model
+        augments = split == 'train' and config.default_scope == 'mmpretrain' and model.get('train_cfg')
+        masks = 'mask_head' in model.get('roi_head', {})
+        preprocessors = config.get('data_preprocessor'), model.get('data_preprocessor')
+        return [config[f'{split}_dataloader'], *preprocessors, augments, masks]
+
+    return key
+
+
+def groups_of(folder, split):
+    """Recipes with the same data, in the folder of the first of them."""
+    return [members for members in group_by(data_of(split), RECIPES) if members[0].startswith(f'{folder}/')]
+
+
+def next_batch(config, split):
+    """The first batch, as the model gets it."""
+    init_default_scope(config.default_scope)
     loader = config[f'{split}_dataloader']
-    loader.update(num_workers=0, persistent_workers=False)
+    loader.update(num_workers=0, persistent_workers=False, batch_size=min(loader.batch_size, 16))
     loader.pop('prefetch_factor', None)
     if 'lvis' in config.filename:  # its annotations need a package of their own
         dataset = loader.dataset.get('dataset', loader.dataset)
@@ -50,31 +55,33 @@ def batches(config, split):
         preprocessor = dict(config.data_preprocessor, type='ClsDataPreprocessor', batch_augments=augments)
     else:
         preprocessor = config.model.data_preprocessor
-    preprocessor = MODELS.build(preprocessor)
-    for data in Runner.build_dataloader(loader, seed=0):
-        data = preprocessor(data, training=split == 'train')
-        inputs, samples = data['inputs'], data['data_samples']
-        assert len(inputs) == len(samples) == loader.batch_size and inputs.isfinite().all()
-        yield inputs, samples
+    data = next(iter(Runner.build_dataloader(loader, seed=0)))
+    data = MODELS.build(preprocessor)(data, training=split == 'train')
+    inputs, samples = data['inputs'], data['data_samples']
+    assert len(inputs) == len(samples) == loader.batch_size and inputs.isfinite().all()
+    return inputs, samples
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_training_pipeline(name, stand_ins, monkeypatch):
-    """Two batches of the recipe's size."""
-    config = read(name)
+@pytest.mark.stack
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_training_pipeline(folder, stand_ins, monkeypatch, subtests):
+    """A batch of the recipe's size, of at most 16 images."""
     monkeypatch.chdir(stand_ins)
-    for inputs, samples in islice(batches(config, 'train'), 2):
-        if config.default_scope == 'mmpretrain':
-            assert inputs.shape[1:] == (3, 224, 224)
-            if 'train_cfg' in config.model:  # labels of mixed images
-                assert all(sample.gt_score.sum() == pytest.approx(1) for sample in samples)
+    for members in groups_of(folder, 'train'):
+        with subtests.test(', '.join(members)):
+            config = read_config(members[0])
+            inputs, samples = next_batch(config, 'train')
+            if config.default_scope == 'mmpretrain':
+                assert inputs.shape[1:] == (3, 224, 224)
+                if 'train_cfg' in config.model:  # labels of mixed images
+                    assert all(sample.gt_score.sum() == pytest.approx(1) for sample in samples)
+                else:
+                    assert all(0 <= sample.gt_label < 1000 for sample in samples)
+            elif config.default_scope == 'mmseg':
+                assert inputs.shape[1:] == (3, 512, 512)
+                assert all(sample.gt_sem_seg.shape == (512, 512) for sample in samples)
             else:
-                assert all(0 <= sample.gt_label < 1000 for sample in samples)
-        elif config.default_scope == 'mmseg':
-            assert inputs.shape[1:] == (3, 512, 512)
-            assert all(sample.gt_sem_seg.shape == (512, 512) for sample in samples)
-        else:
-            check_detection(config, inputs, samples)
+                check_detection(config, inputs, samples)
 
 
 def check_detection(config, inputs, samples):
@@ -93,23 +100,28 @@ def check_detection(config, inputs, samples):
             assert instances.masks.masks.shape == (len(boxes), height, width)
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_validation_pipeline(name, stand_ins, monkeypatch):
-    config = read(name)
+@pytest.mark.stack
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_validation_pipeline(folder, stand_ins, monkeypatch, subtests):
+    """Images have the size to test with; annotations and the size before padding, to clip predictions to, are kept."""
     monkeypatch.chdir(stand_ins)
-    inputs, samples = next(batches(config, 'val'))
-    if config.default_scope == 'mmpretrain':
-        assert inputs.shape[1:] == (3, 224, 224) and 'gt_label' in samples[0]
-        return
-    # Annotations and the size before padding, to which predictions are clipped.
-    height, width = samples[0].img_shape
-    assert min(samples[0].ori_shape) < min(height, width)
-    if config.default_scope == 'mmseg':
-        assert (height, width) == inputs.shape[2:] and min(height, width) == 512 and 'gt_sem_seg' in samples[0]
-    elif name.startswith('vitdet/'):
-        assert inputs.shape[2:] == (1024, 1024) and max(height, width) == 1024
-    else:
-        assert min(height, width) == 800 and not inputs[0, :, height:].any() and not inputs[0, :, :, width:].any()
+    for members in groups_of(folder, 'val'):
+        with subtests.test(', '.join(members)):
+            config = read_config(members[0])
+            inputs, samples = next_batch(config, 'val')
+            if config.default_scope == 'mmpretrain':
+                assert inputs.shape[1:] == (3, 224, 224) and 'gt_label' in samples[0]
+                continue
+            height, width = samples[0].img_shape
+            assert min(samples[0].ori_shape) < min(height, width)
+            if config.default_scope == 'mmseg':
+                assert (height, width) == inputs.shape[2:] and min(height, width) == 512 and 'gt_sem_seg' in samples[0]
+            elif folder == 'vitdet':
+                assert inputs.shape[2:] == (1024, 1024) and max(height, width) == 1024
+            else:
+                assert (
+                    min(height, width) == 800 and not inputs[0, :, height:].any() and not inputs[0, :, :, width:].any()
+                )
 
 
 @lru_cache(maxsize=None)
@@ -162,18 +174,19 @@ def expected(name, config, epoch):
     return [(warm_up, 1), (first - 1, 1), (first, 0.1), (second - 1, 0.1), (second, 0.01)]
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_learning_rate_at_milestones(name):
-    config = read(name)
-    epoch = steps_of_epoch(config)
-    loop = config.train_cfg
-    total = loop.max_iters if 'max_iters' in loop else loop.max_epochs * epoch
-    schedulers = config.param_scheduler
-    for cfg in schedulers if isinstance(schedulers, list) else [schedulers]:
-        cfg.setdefault('end', loop.max_epochs if cfg.get('by_epoch', True) else total)
-    rate = config.optim_wrapper.optimizer.lr
-    text = json.dumps(config._cfg_dict.to_dict()['param_scheduler'])
-    rates = learning_rates(text, rate, epoch, total)
-    assert max(rates) == pytest.approx(rate) and min(rates) >= 0
-    for step, factor in expected(name, config, epoch):
-        assert rates[step] == pytest.approx(factor * rate, rel=1e-3), (step, rates[step] / rate)
+def test_learning_rates_at_milestones(subtests):
+    for name in RECIPES:
+        config = read_config(name)
+        epoch = steps_of_epoch(config)
+        loop = config.train_cfg
+        total = loop.max_iters if 'max_iters' in loop else loop.max_epochs * epoch
+        schedulers = config.param_scheduler
+        for cfg in schedulers if isinstance(schedulers, list) else [schedulers]:
+            cfg.setdefault('end', loop.max_epochs if cfg.get('by_epoch', True) else total)
+        rate = config.optim_wrapper.optimizer.lr
+        text = json.dumps(config._cfg_dict.to_dict()['param_scheduler'])
+        with subtests.test(name):
+            rates = learning_rates(text, rate, epoch, total)
+            assert max(rates) == pytest.approx(rate) and min(rates) >= 0
+            for step, factor in expected(name, config, epoch):
+                assert rates[step] == pytest.approx(factor * rate, rel=1e-3), (step, rates[step] / rate)

@@ -8,7 +8,8 @@ from forms import slim
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmvitzoo.checkpoints import CheckpointError, convert
+from mmvitzoo.checkpoints import CheckpointError, convert, export
+from mmvitzoo.checkpoints.conversion import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -46,21 +47,22 @@ def test_mmsegmentation_0(official):
     assert 'auxiliary_head.convs.0.bn.running_mean' in converted.state_dict
 
 
-def test_whole_segmentor_of_mmsegmentation_0(load_golden):
-    """Its heads have kept their names: with the backbone's they go into our config strictly."""
+def test_whole_segmentor_of_mmsegmentation_0():
+    """Its heads have kept their names: with the backbone's they are those of our config."""
     config = Config.fromfile(ROOT / 'configs/mpvit/mpvit-small_upernet_8xb2-160k_ade20k-512x512.py')
     config.model.backbone.pop('init_cfg')
     init_default_scope('mmseg')
-    model = MODELS.build(config.model)
-    heads = {key: torch.randn_like(x.float()) for key, x in model.state_dict().items() if 'head' in key.split('.')[0]}
+    with torch.device('meta'):
+        weights = MODELS.build(config.model).state_dict()
+    heads = {key: x for key, x in weights.items() if 'head' in key.split('.')[0]}
     names = ('decode_head.psp_modules.3.1.conv.weight', 'decode_head.fpn_bottleneck.bn.running_var')
     assert {*names, 'decode_head.lateral_convs.2.bn.bias', 'auxiliary_head.conv_seg.weight'} <= heads.keys()
-    backbone = under('backbone.', load_golden('mpvit_small_official').state_dict)
-    converted = convert({**backbone, **heads})
+    ours = {key: x for key, x in weights.items() if key.startswith('backbone.')}
+    theirs = under('backbone.', export(ours, 'mpvit', 'official'))
+    converted = convert({**theirs, **heads})
     assert (converted.source, converted.arch) == ('mmseg0', 'small')
-    model.load_state_dict(converted.state_dict, strict=True)
-    assert torch.equal(model.decode_head.fpn_bottleneck.bn.running_var, heads[names[1]])
-    assert torch.equal(model.backbone.stem[0].conv.weight, backbone['backbone.stem.0.conv.weight'])
+    assert converted.state_dict.keys() == weights.keys()
+    assert all(value is weights[key] for key, value in converted.state_dict.items())
 
 
 def test_ours_stays_as_it_is(official):
@@ -132,16 +134,73 @@ def test_early_stages_of_no_published_variant(form):
 
 
 def test_early_stages_alone():
-    model = MODELS.build(dict(type='MPViT', arch='small', out_indices=(1,)))
-    converted = convert(model.state_dict())
-    assert converted.backbone_cfg == dict(type='MPViT', arch='small', out_indices=(0, 1))
-    MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
+    with torch.device('meta'):
+        model = MODELS.build(dict(type='MPViT', arch='small', out_indices=(1,)))
+        converted = convert(model.state_dict())
+        assert converted.backbone_cfg == dict(type='MPViT', arch='small', out_indices=(0, 1))
+        MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
+
+
+@pytest.mark.parametrize('name', ['MPViT', 'MViTv2', 'ScalableViT', 'PlainViT', 'ViTAE'])
+def test_published_variants_are_recognised(name):
+    for arch in MODELS.get(name).arch_zoo:
+        with torch.device('meta'):
+            weights = MODELS.build(dict(type=name, arch=arch)).state_dict()
+            converted = convert(weights)
+            assert (converted.family, converted.source, converted.arch) == (name.lower(), 'mmvitzoo', arch)
+            again = MODELS.build(converted.backbone_cfg).state_dict()
+        assert {key: x.shape for key, x in again.items()} == {key: x.shape for key, x in weights.items()}
+
+
+@pytest.mark.parametrize(
+    'name', ['mpvit/mask-rcnn_mpvit-tiny_fpn_1x_coco', 'mvitv2/mask-rcnn_mvitv2-tiny_fpn_ms-3x_coco']
+)
+def test_checkpoint_tells_what_a_config_says(name):
+    """All but what initialises and regularises the backbone, and the kind of norm."""
+    config = Config.fromfile(ROOT / f'configs/{name}.py').model.backbone
+    config = {key: value for key, value in config.items() if key not in ('init_cfg', 'drop_path_rate', 'norm_cfg')}
+    with torch.device('meta'):
+        assert config == convert(MODELS.build(config).state_dict()).backbone_cfg
+
+
+@pytest.mark.parametrize('family', ['mpvit', 'mvitv2', 'scalablevit', 'vitae', 'plainvit'])
+def test_tables_keep_queries_keys_and_values_apart(family):
+    """A part of a key that says which of them it is stands on both sides of a table."""
+    names = {'q_bias', 'v_bias', 'rel_pos_h', 'rel_pos_w', 'qkv', 'kqv', 'kv'}
+    names |= {f'{kind}{name}' for kind in ('', 'pool_', 'norm_') for name in 'qkv'}
+    found = 0
+    for layout in LAYOUTS:
+        rules = [(theirs, ours) for theirs, ours in layout.table.items() if isinstance(ours, str)]
+        for theirs, ours in rules if layout.family == family else ():
+            parts, named = (names.intersection(key.split('.')) for key in (theirs, ours))
+            found += len(parts)
+            assert parts == named or not parts, (layout.source, theirs)
+    assert found
 
 
 def test_misshapen_weights(official):
     key = 'mhca_stages.0.mhca_blks.0.MHCA_layers.0.mlp.fc1.weight'
     with pytest.raises(CheckpointError, match='mpvit/official with missing or misshapen weights'):
         convert({**official, key: torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    'form, source, theirs, extra',
+    [
+        ('mvitv2', 'timm', 'stages.2.blocks.0.shortcut_proj_attn.weight', 'stages.2.blocks.0.shortcut_proj_mlp.weight'),
+        ('vitae', 'vitae-repository', 'backbone.blocks.1.attn.q_bias', 'backbone.blocks.1.attn.qkv.bias'),
+    ],
+)
+def test_two_weights_for_one(form, source, theirs, extra):
+    """Where several of theirs become one of ours, none is dropped silently."""
+    converted = convert(slim(form, (3,)).state_dict())
+    weights = export(converted.state_dict, converted.family, source)
+    if theirs not in weights:
+        q, _, v = weights.pop(extra).chunk(3)
+        weights.update({theirs: q, theirs.replace('q_bias', 'v_bias'): v})
+    assert convert(weights).state_dict.keys() == converted.state_dict.keys()
+    with pytest.raises(CheckpointError, match=f'{form}/{source} .* is there (twice|beside)'):
+        convert({**weights, extra: torch.zeros(3)})
 
 
 def test_custom_arch():

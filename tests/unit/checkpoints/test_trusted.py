@@ -10,7 +10,7 @@ from evil import attacks
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from mmvitzoo.checkpoints import load
-from mmvitzoo.checkpoints.trusted import empty_array, history_method
+from mmvitzoo.checkpoints.trusted import empty_array, history_method, trusted_names
 
 
 @pytest.fixture
@@ -46,6 +46,11 @@ def test_malicious_pickle_still_fails(tmp_path, attack):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
     assert not target.exists()
+
+
+def test_getattr_alone_is_trusted_of_the_builtins():
+    names = {name: target for name, target in trusted_names().items() if 'builtin' in name}
+    assert names == {'builtins.getattr': history_method, '__builtin__.getattr': history_method}
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
 """Layouts of PlainViT and ViTAE, and the way back."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2_names import heads
-from mmengine.registry import MODELS
+from forms import VITAE, slim
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.checkpoints import CheckpointError, convert, export, load_pretrained, save
 from mmvitzoo.checkpoints.vit import HUGGING_FACE
 
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / 'configs' / 'vitdet'
+GOLDEN = ROOT / 'tests' / 'data' / 'golden'
 ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=2.0)
 
 
@@ -78,96 +86,94 @@ def test_timm_with_parts_that_no_plain_vit_has():
         convert({**timm, 'blocks.0.ls1.gamma': torch.ones(192)})
 
 
-def detectron2_detector(load_golden, stages=('',)):
-    """A whole detector around a reference backbone, in the names and shapes of Detectron2."""
+def test_whole_cascade_of_detectron2(load_golden, tmp_path):
+    """LVIS's, with LayerNorm in its heads; Mask R-CNN is in test_detectron2_heads.py."""
     weights = {f'backbone.{key}': value for key, value in load_golden('vitdet_d2_small').state_dict.items()}
-    return {**weights, **heads(stages, norm=('weight', 'bias'))}
-
-
-@pytest.mark.parametrize('cascade', [False, True])
-def test_whole_detector_of_detectron2(load_golden, cascade):
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    weights = detectron2_detector(load_golden, stages=('.0', '.1', '.2') if cascade else ('',))
+    weights.update(heads(('.0', '.1', '.2'), norm=('weight', 'bias')))
+    weights['roi_heads.box_predictor.1.fed_loss_cls_weights'] = torch.ones(80)
     converted = convert(weights)
     assert converted.source == 'detectron2' and converted.backbone_cfg['pretrain_img_size'] == 224
+    assert 'annotations' in converted.dropped.pop('roi_heads.box_predictor.1.fed_loss_cls_weights')
     reasons = {'is in the data preprocessor of the config', 'anchors follow from the config'}
     assert set(converted.dropped.values()) == {*reasons, 'position of a class token, which the model runs without'}
-    name = 'cascade-mask-rcnn' if cascade else 'mask-rcnn'
-    config = Config.fromfile(f'configs/vitdet/{name}_plainvit-base-mae_lsj-100e_coco.py')
+    config = Config.fromfile(CONFIGS / 'cascade-mask-rcnn_plainvit-base-mae_lsj-100e_coco.py')
     config.model.backbone = converted.backbone_cfg
     config.model.neck.in_channels = 96
     config.model.rpn_head.norm_cfg = None
-    init_default_scope('mmdet')
-    MODELS.build(config.model).load_state_dict(converted.state_dict, strict=True)
-    box = 'roi_head.bbox_head.1' if cascade else 'roi_head.bbox_head'
-    theirs = 'roi_heads.box_head.1' if cascade else 'roi_heads.box_head'
-    assert torch.equal(converted.state_dict[f'{box}.shared_convs.2.conv.weight'], weights[f'{theirs}.conv3.weight'])
-    assert torch.equal(converted.state_dict[f'{box}.shared_convs.0.ln.bias'], weights[f'{theirs}.conv1.norm.bias'])
-    mask = converted.state_dict['roi_head.mask_head.convs.3.ln.bias']
-    assert torch.equal(mask, weights['roi_heads.mask_head.mask_fcn4.norm.bias'])
+    assert_fits(converted, config)
+    ours, theirs = 'roi_head.bbox_head.1.shared_convs', 'roi_heads.box_head.1.conv'
+    assert torch.equal(converted.state_dict[f'{ours}.2.conv.weight'], weights[f'{theirs}3.weight'])
+    assert torch.equal(converted.state_dict[f'{ours}.0.ln.bias'], weights[f'{theirs}1.norm.bias'])
+    save(converted.state_dict, tmp_path / 'a.safetensors')
 
 
 @pytest.mark.parametrize('name', ['vitdet_vitae-repo_small', 'vitae_vitae-repo_small', 'vitae-s_vitae-repo'])
-def test_whole_detector_of_the_vitae_repository(load_golden, name):
-    """Backbone, the pyramid inside it, FPN and heads of MMDetection 2 go into a config strictly."""
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    reference = load_golden(name)
-    backbone = convert(reference.state_dict).backbone_cfg
-    config = Config.fromfile('configs/vitdet/mask-rcnn_vitae-base-mae_lsj-100e_coco.py')
-    config.model.backbone = backbone
-    config.model.neck.in_channels = MODELS.build(backbone).out_channels[0]
-    init_default_scope('mmdet')
-    model = MODELS.build(config.model)
+def test_whole_detector_of_the_vitae_repository(name):
+    """Backbone, the pyramid inside it, FPN and heads of MMDetection 2 are all of a config's model."""
+    shapes = json.loads((GOLDEN / f'{name}.json').read_text())['keys']
+    theirs = {f'backbone.{key}': torch.empty(shape, device='meta') for key, shape in shapes.items()}
+    config = Config.fromfile(CONFIGS / 'mask-rcnn_vitae-base-mae_lsj-100e_coco.py')
+    config.model.backbone = convert(theirs).backbone_cfg
+    config.model.neck.in_channels = len(theirs['backbone.norm.weight'])
     heads = {
         key: value
-        for key, value in model.state_dict().items()
+        for key, value in meta_model(config).state_dict().items()
         if not key.startswith('backbone') and 'rescale' not in key
     }
     assert 'neck.lateral_convs.3.ln.weight' in heads and 'rpn_head.rpn_conv.1.ln.weight' in heads
-    converted = convert({**{f'backbone.{key}': value for key, value in reference.state_dict.items()}, **heads})
+    converted = convert({**theirs, **heads})
     assert converted.source == 'vitae-repository' and not converted.dropped
-    model.load_state_dict(converted.state_dict, strict=True)
-    level = reference.state_dict['fpn1.3.weight']
-    assert torch.equal(model.neck.rescale[0][3].weight, level)
+    assert_fits(converted, config)
+    assert converted.state_dict['neck.rescale.0.3.weight'] is theirs['backbone.fpn1.3.weight']
+
+
+def meta_model(config):
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        return MODELS.build(config.model)
+
+
+def assert_fits(converted, config):
+    expected = {key: value.shape for key, value in meta_model(config).state_dict().items()}
+    assert {key: value.shape for key, value in converted.state_dict.items()} == expected
 
 
 def test_keys_of_vitae_without_bias():
     """Queries and values have one each in global blocks; zeros stand for the keys'."""
-    backbone = MODELS.build(dict(type='ViTAE', arch='base', img_size=320)).state_dict()
+    backbone = slim('vitae').state_dict()
     theirs = {}
     for key, value in backbone.items():
         key = key.replace('stem.projection', 'patch_embed.proj').replace('stem.', '').replace('.pcm.', '.PCM.')
         theirs[key] = value
-    full = torch.arange(3 * 768.0)
-    del theirs['blocks.2.attn.qkv.bias']
-    theirs.update({'blocks.2.attn.q_bias': full[:768], 'blocks.2.attn.v_bias': full[1536:]})
-    converted = convert({**theirs, 'cls_token': torch.zeros(1, 1, 768), 'head.weight': torch.zeros(1000, 768)})
-    bias = converted.backbone['blocks.2.attn.qkv.bias']
-    assert torch.equal(bias[:768], full[:768]) and torch.equal(bias[1536:], full[1536:]) and not bias[768:1536].any()
-    assert converted.backbone_cfg['arch'] == 'base' and set(converted.dropped) == {'cls_token', 'head.weight'}
-    assert converted.backbone_cfg['img_size'] == (320, 320)
+    full = torch.arange(3 * 48.0)
+    del theirs['blocks.1.attn.qkv.bias']
+    theirs.update({'blocks.1.attn.q_bias': full[:48], 'blocks.1.attn.v_bias': full[96:]})
+    converted = convert({**theirs, 'cls_token': torch.zeros(1, 1, 48), 'head.weight': torch.zeros(1000, 48)})
+    bias = converted.backbone['blocks.1.attn.qkv.bias']
+    assert torch.equal(bias[:48], full[:48]) and torch.equal(bias[96:], full[96:]) and not bias[48:96].any()
+    assert converted.arch == VITAE and set(converted.dropped) == {'cls_token', 'head.weight'}
+    assert converted.backbone_cfg['img_size'] == (96, 96)
 
 
 def test_vitae_in_cells():
     """Another spelling of ViTAE-B's classifier."""
-    backbone = MODELS.build(dict(type='ViTAE', arch='base', img_size=224)).state_dict()
+    with torch.device('meta'):
+        backbone = MODELS.build(dict(type='ViTAE', arch='base', img_size=224)).state_dict()
+    backbone = {key: value for key, value in backbone.items() if 'rel_pos' not in key}
     spelling = {'stem.projection': 'layers.0.RC.PRM.proj', 'stem.': 'layers.0.RC.', '.pcm.': '.PCM.'}
     theirs = {}
     for key, value in backbone.items():
         for ours, name in {**spelling, 'blocks.': 'layers.2.NC.'}.items():
             key = key.replace(ours, name)
-        if 'rel_pos' not in key:
-            theirs[key] = value
+        theirs[key] = value
     theirs['layers.0.RC.cls_token'] = torch.zeros(1, 1, 768)
-    theirs['layers.0.RC.pos_embed'] = torch.cat([torch.zeros(1, 1, 768), backbone['stem.pos_embed']], 1)
+    theirs['layers.0.RC.pos_embed'] = torch.cat([torch.zeros(1, 1, 768), torch.ones(1, 14 * 14, 768)], 1)
     converted = convert(theirs)
     assert (converted.family, converted.arch) == ('vitae', 'base')
-    expected = {key: value for key, value in backbone.items() if 'rel_pos' not in key}
-    assert_same(converted.backbone, expected)
+    weights = converted.backbone
+    assert weights.keys() == backbone.keys()
+    assert torch.equal(weights.pop('stem.pos_embed'), torch.ones(1, 14 * 14, 768))
+    assert all(value is backbone[key] for key, value in weights.items())
 
 
 def test_vitae_is_no_plain_vit():
@@ -187,14 +193,6 @@ def test_unusual_width_loads_its_own_weights(tmp_path, dim, heads):
     bare = dict(cfg, with_cls_token=False, residual_block_indexes=(0,))
     torch.save(MODELS.build(bare).state_dict(), tmp_path / 'b.pth')
     load_pretrained(MODELS.build(bare), str(tmp_path / 'b.pth'))
-
-
-def test_cascade_of_lvis_can_be_saved(load_golden, tmp_path):
-    weights = detectron2_detector(load_golden, stages=('.0', '.1', '.2'))
-    weights['roi_heads.box_predictor.1.fed_loss_cls_weights'] = torch.ones(80)
-    converted = convert(weights)
-    assert 'annotations' in converted.dropped['roi_heads.box_predictor.1.fed_loss_cls_weights']
-    save(converted.state_dict, tmp_path / 'a.safetensors')
 
 
 def test_folded_scale_is_exact_for_heads_of_64():

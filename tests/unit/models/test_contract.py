@@ -181,6 +181,7 @@ def test_flash_kernels_are_taken(form, device):
             model(torch.randn(1, 3, 224, 224, device=device))
 
 
+@pytest.mark.slow  # Inductor needs a compiler, and half a minute for a form
 @pytest.mark.parametrize('form', ['mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows', 'scalablevit'])
 def test_compiles_without_graph_break(form, fresh_compiler):
     model = slim(form, out_indices=(0, 1)).eval()  # they hold every kind of module
@@ -190,7 +191,12 @@ def test_compiles_without_graph_break(form, fresh_compiler):
         assert_same_maps(compiled(x), model(x))
 
 
-@every_form
+QUICK_TO_COMPILE = ('vit', 'vitdet_conv')
+
+
+@pytest.mark.parametrize(
+    'form', [pytest.param(form, marks=[] if form in QUICK_TO_COMPILE else pytest.mark.slow) for form in FORMS]
+)
 def test_compiles_once_for_many_sizes(form, fresh_compiler):
     """Once for a batch, and once more for one image, whose sizes compilers treat as numbers."""
     graphs = []
@@ -208,15 +214,6 @@ def test_compiles_once_for_many_sizes(form, fresh_compiler):
         assert len(graphs) == 1
         compiled(torch.randn(1, 3, 256, 240))
         assert len(graphs) == 2
-
-
-@every_form
-@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-def test_traces(form):
-    model = slim(form).eval()
-    x = torch.randn(2, 3, 80, 96)
-    with torch.no_grad():
-        assert_same_maps(torch.jit.trace(model, x)(x.flip(0)), model(x.flip(0)))
 
 
 @every_form
@@ -238,7 +235,8 @@ def test_state_dict_round_trip(form):
 
 
 @every_form
-@pytest.mark.parametrize('shape', [(1, 3, 31, 64), (1, 3, 64, 16), (3, 64, 64), (1, 4, 64, 64)])
-def test_wrong_input(form, shape):
-    with pytest.raises(ValueError, match='H and W of at least 32 pixels, got'):
-        slim(form).eval()(torch.zeros(shape))
+def test_wrong_input(form):
+    model = slim(form).eval()
+    for shape in ((1, 3, 31, 64), (1, 3, 64, 16), (3, 64, 64), (1, 4, 64, 64)):
+        with pytest.raises(ValueError, match='H and W of at least 32 pixels, got'):
+            model(torch.zeros(shape))

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from forms import MPVIT, slim
-from mmengine.registry import MODELS
+from forms import MPVIT, build_converted, slim
 from references.mpvit import PlainMPViT
 from torch import nn
 
@@ -20,8 +19,7 @@ def test_equals_original(arch, load_golden):
     reference = load_golden(f'mpvit_{arch}_official')
     converted = convert(reference.state_dict)
     assert converted.arch == arch
-    model = MODELS.build(converted.backbone_cfg).eval()
-    model.load_state_dict(converted.backbone, strict=True)
+    model = build_converted(converted)
     with torch.no_grad():
         maps = model(reference.input)
         head = converted.state_dict['head.fc.weight'], converted.state_dict['head.fc.bias']

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from forms import MVITV2, slim
-from mmengine.registry import MODELS
+from conftest import Golden
+from forms import MVITV2, build_converted, in_own_process, slim
 from references.mvitv2 import PlainMViTv2
 from torch import nn
 
@@ -15,13 +15,15 @@ EVERY_STAGE = (0, 1, 2, 3)
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize('arch', PARAMS)
+@pytest.mark.parametrize('arch', ['tiny', 'small', 'base'])
 def test_equals_original(arch, load_golden):
-    reference = load_golden(f'mvitv2_{arch}_official')
+    check_original(load_golden(f'mvitv2_{arch}_official'), arch)
+
+
+def check_original(reference, arch):
     converted = convert(reference.state_dict)
     assert (converted.source, converted.arch) == ('official', arch)
-    model = MODELS.build(converted.backbone_cfg).eval()
-    model.load_state_dict(converted.backbone, strict=True)
+    model = build_converted(converted)
     outputs = {}
     for stage in EVERY_STAGE:  # maps as the next stage reads them
 
@@ -37,17 +39,30 @@ def test_equals_original(arch, load_golden):
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize('arch', ['tiny', 'large'])
-def test_equals_detectron2(arch, load_golden):
+def test_equals_detectron2(load_golden):
     """Windows of 56 to 7 tokens at sizes that they do not divide."""
-    reference = load_golden(f'mvitv2_{arch}_d2')
+    check_detectron2(load_golden('mvitv2_tiny_d2'), 'tiny')
+
+
+def check_detectron2(reference, arch):
     converted = convert(reference.state_dict)
     assert (converted.source, converted.arch) == ('detectron2', arch)
-    model = MODELS.build(converted.backbone_cfg).eval()
-    model.load_state_dict(converted.backbone, strict=True)
+    model = build_converted(converted)
     with torch.no_grad():
         outputs = {f'scale{i}': x for i, x in enumerate(model(reference.input), 2)}
     check_outputs(outputs, reference)
+
+
+def check_large(source):
+    reference = Golden(f'mvitv2_large_{source}')
+    (check_original if source == 'official' else check_detectron2)(reference, 'large')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('source', ['official', 'd2'])
+def test_large_equals_its_originals(source):
+    """In a process of its own, with 0.9 GB of weights."""
+    in_own_process(check_large, source)
 
 
 def check_outputs(outputs, reference):

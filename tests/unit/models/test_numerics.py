@@ -13,9 +13,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import Tensor, nn
 
-BATCHES, BATCH_SIZE, PIXELS = 20, 8, 40
-EPOCHS = 10
-WINDOW = 50
+BATCHES, BATCH_SIZE, PIXELS = 10, 8, 40
+EPOCHS = 6
+WINDOW = 20
 # Rates at which a slim model learns, but not so fast that rounding alone leads two trainings apart.
 LEARNING_RATES = dict(mpvit=3e-4, vit=3e-4, vitdet=3e-4, vitae_s=3e-5, mvitv2=2e-4, scalablevit=3e-4)
 every_family = pytest.mark.parametrize('form', LEARNING_RATES)
@@ -96,7 +96,7 @@ def test_losses_in_half_precision_are_those_of_float32(form, batches):
     for dtype in ('bfloat16', 'float16'):
         low, low_smooth, low_grad_norm = run(dtype)
         error = (low_smooth / smooth - 1).abs().max().item()
-        assert 0 < error < 0.01, dtype
+        assert 0 < error < 0.003, dtype
         assert low_grad_norm == pytest.approx(grad_norm, rel=0.02), dtype  # clipping saw it without the scale
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from forms import FORMS, VIT_ARCH, VITAE, VITDET, slim
+from forms import FORMS, VIT_ARCH, VITAE, VITDET, build_converted, slim
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -18,8 +18,7 @@ def test_equals_detectron2(name, load_golden):
     reference = load_golden(name)
     converted = convert(reference.state_dict)
     assert (converted.family, converted.source) == ('plainvit', 'detectron2')
-    model = MODELS.build(converted.backbone_cfg).eval()
-    model.load_state_dict(converted.backbone, strict=True)
+    model = build_converted(converted)
     neck = MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=96)).eval()
     neck.load_state_dict(without_prefix('neck.', converted), strict=True)
     assert list(reference.input.shape[2:]) == [256, 320]
@@ -38,8 +37,7 @@ def test_equals_vitae_repository(name, family, load_golden):
     reference = load_golden(name)
     converted = convert(reference.state_dict)
     assert (converted.family, converted.source) == (family, 'vitae-repository')
-    model = MODELS.build(converted.backbone_cfg).eval()
-    model.load_state_dict(converted.backbone, strict=True)
+    model = build_converted(converted)
     neck = MODELS.build(
         dict(type='SimpleFeaturePyramid', in_channels=model.out_channels[0], halve_channels=False)
     ).eval()

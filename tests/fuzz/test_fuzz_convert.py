@@ -1,0 +1,177 @@
+"""Random state dicts: every weight is accounted for, or one clear error."""
+
+import json
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from budget import fuzz, seeds
+from evil import little_memory
+from forms import FORMS, slim
+from hypothesis import given
+from torch import Tensor
+
+from mmvitzoo.checkpoints import CheckpointError, convert
+from mmvitzoo.checkpoints.conversion import LAYOUTS
+from mmvitzoo.checkpoints.layout import Refuse
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = [
+    *('mpvit_tiny_official', 'mvitv2_tiny_official', 'mvitv2_tiny_d2', 'scalablevit_small_official'),
+    *('vitae-s_vitae-repo', 'vitae_vitae-repo_small'),
+    *('vitdet_d2_small', 'vitdet_d2_conv-propagation', 'vitdet_vitae-repo_small'),
+]
+
+
+def in_layout(layout, backbone):
+    """A backbone of ours in the names of a layout, and all that its table knows besides."""
+    weights = {f'backbone.{key}': x for key, x in backbone.items()}
+    weights = layout.restore(weights) if layout.restore else weights
+    theirs = {}
+    for key, x in weights.items():
+        for pattern, template in layout.inverse_rules():
+            match = pattern.fullmatch(key)
+            if match:
+                theirs[template.format(**match.groupdict())] = x
+                break
+    for template, target in layout.table.items():
+        if not isinstance(target, Refuse) and not str(target).startswith(('backbone.', '{rest}')):
+            key = re.sub(r'\{\w+\}', '0', template.replace('{leaf}', 'weight'))
+            theirs.setdefault(key, torch.zeros(9))
+    return theirs
+
+
+def published(name):
+    """The keys and shapes of an original implementation, with values that take no memory."""
+    shapes = json.loads((ROOT / 'tests' / 'data' / 'golden' / f'{name}.json').read_text())['keys']
+    return {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope='module')
+def samples():
+    """State dicts of every layout: of the original implementations, and of slim models in the names of its table."""
+    samples = [published(name) for name in GOLDEN]
+    prefixes = ('backbone.', 'backbone.bottom_up.backbone.')
+    official = {key: x for key, x in samples[0].items() if not key.startswith('cls_head')}
+    samples += [{prefix + key: x for key, x in official.items()} for prefix in prefixes]
+    for form in FORMS:
+        backbone = slim(form).state_dict()
+        family = convert(backbone).family
+        samples += [in_layout(layout, backbone) for layout in LAYOUTS if layout.family == family]
+    known = {(x.family, x.source, x.signature) for x in LAYOUTS}
+    found = []
+    for sample in samples:
+        layout = next((x for x in LAYOUTS if sample.keys() >= set(x.signature)), None)
+        if layout and well_converted(sample):
+            found.append(sample)
+            known.discard((layout.family, layout.source, layout.signature))
+    assert not known, known
+    return [lambda x=x: {key: value.detach() for key, value in x.items()} for x in found]
+
+
+# What layouts change besides names: from these keys of theirs come these of ours.
+CHANGED = re.compile(r'.*(pos_embed|position_embeddings|rel_pos_[hw]|[qv]_bias|cls_score\.\w+|bbox_pred\.\w+)')
+MADE = re.compile(
+    r'backbone\.(stem\.(pos_embed|projection\.bias)|.*rel_pos_[hw]|.*attn\.qkv\.bias)|bbox_head\.retina_(cls|reg)\.\w+'
+)
+
+
+def well_converted(state_dict, **wanted):
+    """What convert makes, with every weight accounted for; nothing after one clear error."""
+    given = dict(state_dict)
+    try:
+        converted = convert(state_dict, **wanted)
+    except CheckpointError as error:
+        assert str(error).isprintable() and len(str(error)) <= 1000
+        return None
+    assert state_dict.keys() == given.keys() and all(state_dict[key] is x for key, x in given.items())
+    assert all(isinstance(x, Tensor) for x in converted.state_dict.values())
+    ours = {key: id(x) for key, x in converted.state_dict.items()}
+    kept = {id(x): key for key, x in given.items() if key not in converted.dropped}
+    made = {key for key, x in ours.items() if x not in kept}
+    assert all(MADE.fullmatch(key) for key in made)
+    assert len(ours) - len(made) == len(kept.keys() & ours.values())  # no weight under two names
+    assert all(CHANGED.fullmatch(key) for x, key in kept.items() if x not in ours.values())  # and none lost
+    return converted
+
+
+def other_shape(x, i):
+    return [
+        lambda: x.transpose(0, -1) if x.dim() else x,
+        lambda: x[None],
+        lambda: x[..., None],
+        lambda: x.flatten()[:0],
+        lambda: x.flatten()[0],
+        lambda: x.reshape(-1, 1),
+        lambda: torch.cat([x, x]) if x.dim() else x,
+        lambda: x[:1] if x.dim() else x,
+        lambda: x[..., :1] if x.dim() else x,
+        lambda: x.new_zeros(0, 10**12),
+        lambda: x.new_zeros(1, 10**12, 0),
+        lambda: x.new_zeros(1, 1, 1, 1, 1),
+    ][i % 12]()
+
+
+def mutate(weights, kind, key, other, text, i):
+    """Changes something about the weight ``key``, or all."""
+    if kind == 'remove':
+        del weights[key]
+    elif kind == 'remove those alike':
+        for x in [x for x in weights if x.rsplit('.', 2)[-2:] == key.rsplit('.', 2)[-2:]]:
+            del weights[x]
+    elif kind == 'remove a part':
+        for x in [x for x in weights if x.startswith(key.rsplit('.', i % 3 + 1)[0])]:
+            del weights[x]
+    elif kind == 'shape':
+        weights[key] = other_shape(weights[key], i)
+    elif kind == 'dtype':
+        dtypes = (torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.bfloat16)
+        weights[key] = weights[key].to(dtypes[i % 6])
+    elif kind == 'value':
+        weights[key] = weights[key] + (1, float('nan'))[i % 2]
+    elif kind == 'swap':
+        weights[key], weights[other] = weights[other], weights[key]
+    elif kind == 'number':
+        weights[re.sub('[0-9]+', text, key, count=i % 2)] = weights.pop(key)
+    elif kind == 'name':
+        weights[[f'{text}{key}', f'{key}{text}', text, key.replace('.', f'.{text}.')][i % 4]] = weights.pop(key)
+    elif kind == 'extra':
+        weights[re.sub('[0-9]+', text, key, count=i % 2)] = weights[key] + 0
+    elif kind == 'prefix':
+        for x in list(weights):
+            weights[f'{text}.{x}' if i % 2 else x.split('.', 1)[-1]] = weights.pop(x)
+
+
+KINDS = ['remove', 'remove those alike', 'remove a part', 'shape', 'shape', 'dtype', 'value', 'swap', 'number', 'name']
+KINDS += ['extra', 'prefix']
+PARTS = ['0', '00', '7', '12', '10000000000', 'x', '-1', '', 'backbone', 'module', 'net', 'head', 'weight', 'cls_token']
+PARTS += ['\n', 'é', '\ud800', 'a' * 5000, '{rest}', 'mlp_skip', 'dist_token', 'q_bias', '9' * 5000]
+WANTED = [dict(family='mpvit'), dict(family='plainvit'), dict(source='official'), dict(source='mmvitzoo')]
+WANTED += [dict(family='swin'), dict(family='mvitv2', source='keras')]
+
+
+@fuzz(210)
+@given(seed=seeds)
+def test_convert(samples, seed):
+    random = Random(seed)
+    weights = random.choice(samples)()
+    wanted = random.choice(WANTED) if random.random() < 0.05 else {}
+    mixed = random.random() < 0.1
+    if mixed:
+        weights.update(random.choice(samples)())
+    mutations = random.choice([0, 1, 1, 1, 2, 2, 3])
+    for _ in range(mutations):
+        if weights:
+            key, other = random.choices([*weights], k=2)
+            mutate(weights, random.choice(KINDS), key, other, random.choice(PARTS), random.randrange(12))
+    with little_memory():
+        converted = well_converted(weights, **wanted)
+    if not (mutations or mixed or wanted):
+        assert converted is not None
+    ours = [x for x in LAYOUTS if converted and x.family == converted.family and x.source == 'mmvitzoo'][:1]
+    if ours and converted.source != 'mmvitzoo' and converted.state_dict.keys() >= set(ours[0].signature):
+        again = convert(converted.state_dict)  # and in our names it is what it was
+        assert (again.family, again.source) == (converted.family, 'mmvitzoo')
+        assert again.backbone_cfg == converted.backbone_cfg and again.state_dict.keys() == converted.state_dict.keys()
