@@ -40,10 +40,12 @@ def __getattr__(name: str) -> Callable:
 
 
 def get_compiler_version() -> str:
+    """Returns the compiler's version for MMEngine's report; nothing was compiled."""
     return 'n/a'
 
 
 def get_compiling_cuda_version() -> str:
+    """Returns the CUDA version of PyTorch for MMEngine's report."""
     return torch.version.cuda or 'not available'
 
 

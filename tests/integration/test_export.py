@@ -28,7 +28,7 @@ class Detector(nn.Module):
 
 # The slower exporters make what differs in kind, a tracer makes all. One of each stays in `make test`;
 # ONNX needs packages of its own.
-KINDS = ('mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2', 'mvitv2_windows', 'scalablevit')
+KINDS = ('mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows', 'scalablevit')
 QUICK = [('vitdet', 'torchscript'), ('vit', 'exported-program')]
 CASES = [(form, 'torchscript') for form in FORMS]
 CASES += [(form, name) for form in KINDS for name in FORMATS if name != 'torchscript']
@@ -95,12 +95,22 @@ def export(workspace, monkeypatch, capsys):
     return export
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('config, file', [(CLASSIFIER, 'c.onnx'), (UPERNET, 'u.onnx'), (VITDET, 'd.pt2')])
-def test_models(export, workspace, config, file):
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    'config, file',
+    [
+        (SEMANTIC_FPN, 's.pt'),
+        pytest.param(CLASSIFIER, 'c.onnx', marks=slow),
+        pytest.param(UPERNET, 'u.onnx', marks=slow),
+        pytest.param(VITDET, 'd.pt2', marks=slow),
+    ],
+)
+def test_models(run, workspace, config, file):
     """Whole classifiers and segmentors, detectors up to their necks."""
-    name = dict(onnx='onnx', pt2='exported-program')[file.rpartition('.')[2]]
-    output = export(f'{config} --format {name} --dynamic --out exported/{file}')
+    name = dict(onnx='onnx', pt='torchscript', pt2='exported-program')[file.rpartition('.')[2]]
+    output = run(f'python tools/deployment/export.py {config} --format {name} --dynamic --out exported/{file}')
     assert output.count('differs from PyTorch by') == 3 and 'the weights are random' in output
     assert file in [path.name for path in (workspace / 'exported').iterdir()]
     if file == 'u.onnx':
@@ -109,13 +119,6 @@ def test_models(export, workspace, config, file):
         session = onnxruntime.InferenceSession(workspace / 'exported' / file)
         (logits,) = session.run(None, {'images': torch.randn(1, 3, 100, 75).numpy()})
         assert logits.shape[2:] == (100, 75) and session.get_outputs()[0].name == 'logits'
-
-
-def test_segmentor_as_torchscript(run, workspace):
-    """As users start the tool."""
-    output = run(f'python tools/deployment/export.py {SEMANTIC_FPN} --format torchscript --dynamic --out exported/s.pt')
-    assert output.count('differs from PyTorch by') == 3 and 'the weights are random' in output
-    assert (workspace / 'exported' / 's.pt').exists()
 
 
 def test_checkpoint_and_fixed_size(export, workspace):
