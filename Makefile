@@ -22,7 +22,8 @@ DEMO_CONFIG := configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py
 DEMO_DIR := work_dirs/demo
 SETUP = @test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }; \
 	$(PYTHON) tools/setup_env.py --stack $(STACK) --ops $(OPS) --venv $(VENV) --for
-PYTEST := python -m pytest -n $(shell nproc) --dist worksteal
+# As many processes as cores that may be used; each takes up to 2 GB.
+PYTEST := python -m pytest -n $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0))))') --dist worksteal
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MPLBACKEND := Agg
@@ -30,10 +31,11 @@ export MPLBACKEND := Agg
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 # Operators that were compiled without nvcc cannot run on a GPU.
-ifeq ($(OPS)$(shell command -v nvcc),compiled)
+ifeq ($(OPS)$(shell command -v nvcc 2> /dev/null),compiled)
 export CUDA_VISIBLE_DEVICES :=
 endif
 
+.NOTPARALLEL:
 .PHONY: env demo test test-unit test-slow fuzz lint docs clean
 
 env:
@@ -48,10 +50,7 @@ demo:
 	python tools/analysis_tools/curves.py $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
 
 # The second stack runs the tests that depend on the toolboxes, not those of the package alone.
-test:
-	$(SETUP) test
-	ruff check .
-	ruff format --check .
+test: lint
 	$(PYTEST) -m "not slow$(if $(filter onedl,$(STACK)), and stack)" $(ARGS)
 
 test-unit:
@@ -76,4 +75,4 @@ docs:
 	sphinx-build -W --keep-going docs docs/_build
 
 clean:
-	rm -rf .venv* build docs/_build *.egg-info work_dirs data/mini
+	rm -rf $(VENV) $(VENV)-setup.log build docs/_build *.egg-info $(DEMO_DIR) data/mini

@@ -14,7 +14,7 @@ from .version import __version__
 # Module, oldest version that works, and what to type if it is missing or older.
 REQUIRED = (
     ('torch', '2.1.0', 'pip install "torch>=2.1"'),
-    ('mmengine', '0.10.0', 'mim install mmengine'),
+    ('mmengine', '0.10.0', 'pip install mmengine'),
     ('mmcv', '2.0.0', 'pip install mmcv-lite==2.1.0, then python -m mmvitzoo.ops install'),
     ('einops', '0.6.1', 'pip install "einops>=0.6.1"'),
     ('timm', '0.9.0', 'pip install "timm>=0.9"'),

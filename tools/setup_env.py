@@ -29,6 +29,7 @@ EXTRAS = {
     'test-slow': ('demo', 'tests', 'app', 'browser', 'export', 'docs', 'notebooks'),
     'docs': ('docs', 'notebooks'),
 }
+MARK = '.mmvitzoo'  # tells our folder from one that is not ours to replace
 NO_NETWORK = re.compile(r'NewConnectionError|name resolution|Network is unreachable|Max retries exceeded|timed out')
 NO_SPACE = re.compile('No space left on device|Disk quota exceeded')
 
@@ -46,32 +47,53 @@ def main():
             f'{sys.version.split()[0]}: install it, then make PYTHON=/path/to/python{PYTHON[0]}.{PYTHON[1]}'
         )
     started = time.time()
-    log = args.venv.parent / f'{args.venv.name}-setup.log'
     # Beside the environment: it outlives one that could not be completed.
+    log = args.venv.parent / f'{args.venv.name}-setup.log'
     ready = args.venv / 'ready'
     state = fingerprint(args.venv, args.stack, args.ops)
     if not (ready.is_file() and ready.read_text() == state):
         check_machine(args.venv, args.ops)
+        check_owner(args.venv)
         print(f'Setting up {args.venv} for the {args.stack} stack', flush=True)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text('')
-        if args.venv.exists():
-            shutil.rmtree(args.venv)  # of other versions, of another folder, or not completed
-        try:
-            make_environment(args.venv, args.stack, args.ops, log)
-            ready.write_text(state)
-        except BaseException:
-            shutil.rmtree(args.venv, ignore_errors=True)
-            raise
+        replace_environment(args.venv, args.stack, args.ops, log)
+        ready.write_text(state)
+    install_project(args.venv, args.ops, log)
     for name in EXTRAS[args.target]:
         install_extra(args.venv, args.stack, name, log)
     if time.time() - started > 2:
         print(f'Ready after {clock(time.time() - started)}; the log is {log}', flush=True)
 
 
+def check_owner(venv):
+    """Refuses a folder that this script has not made, whose content would be lost."""
+    if venv.is_symlink() or (venv.exists() and not any((venv / name).exists() for name in (MARK, 'ready'))):
+        stop(f'{venv} exists and was not made by this script: remove it, or make VENV=/elsewhere')
+
+
+def replace_environment(venv, stack, ops, log):
+    """Makes the environment anew; if that fails, an earlier one is what it was."""
+    old = venv.with_name(f'{venv.name}-old')
+    shutil.rmtree(old, ignore_errors=True)
+    if venv.exists():
+        venv.rename(old)
+    try:
+        venv.mkdir(parents=True)
+        (venv / MARK).touch()
+        make_environment(venv, stack, ops, log)
+    except BaseException:
+        shutil.rmtree(venv, ignore_errors=True)
+        if old.exists():
+            old.rename(venv)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def make_environment(venv, stack, ops, log):
-    """Installs the stack, the package and its operators."""
-    run([sys.executable, '-m', 'venv', venv], 'making the environment', log)
+    """Installs the stack."""
+    # In an activated environment, the interpreter that it was made with: the environment may be the one replaced.
+    run([getattr(sys, '_base_executable', sys.executable), '-m', 'venv', venv], 'making the environment', log)
     pins = read_pins(stack)
     mmcv = next(pin for pin in pins if re.match('(onedl-)?mmcv', pin))
     packages = [pin for pin in pins if pin != mmcv]
@@ -91,14 +113,26 @@ def make_environment(venv, stack, ops, log):
     else:
         packages.append(mmcv)
     run([*pip(venv), 'install', *packages, '-r', ROOT / 'requirements/runtime.txt'], 'installing the stack', log)
+
+
+def install_project(venv, ops, log):
+    """Installs the package and its operators if their sources are not those of the last time."""
+    digest = hashlib.sha256()
+    for path in [ROOT / 'setup.py', ROOT / 'mmvitzoo/version.py', *sorted((ROOT / 'mmvitzoo' / 'ops').glob('*.py'))]:
+        digest.update(path.read_bytes())
+    stamp = venv / 'ready-project'
+    if stamp.is_file() and stamp.read_text() == digest.hexdigest():
+        return
     run([*pip(venv), 'install', '--no-deps', '-e', ROOT], 'installing mmvitzoo', log)
     # openmim looks for a package's .mim folder in site-packages, where an editable install has none.
     link = next((venv / 'lib').glob('python3*/site-packages')) / 'mmvitzoo'
-    link.symlink_to(ROOT / 'mmvitzoo')
+    if not link.is_symlink():
+        link.symlink_to(ROOT / 'mmvitzoo')
     python = venv / 'bin' / 'python'
     if ops == 'torchvision':
         run([python, '-m', 'mmvitzoo.ops', 'install'], 'installing the operators', log)
     run([python, '-c', STACK_IMPORTS], 'checking', log)
+    stamp.write_text(digest.hexdigest())
 
 
 def install_extra(venv, stack, name, log):
@@ -123,11 +157,8 @@ def read_pins(stack):
 def fingerprint(venv, stack, ops):
     """Changes whenever the environment has to be made anew; scripts in it name its folder."""
     digest = hashlib.sha256(f'{sys.version} {stack} {ops} {ROOT} {venv.resolve()} {has_cuda(ops)}'.encode())
-    names = [f'requirements/{stack}.txt', 'requirements/runtime.txt', 'setup.py', 'pyproject.toml']
-    for name in [*names, 'tools/setup_env.py', 'mmvitzoo/version.py']:
-        digest.update((ROOT / name).read_bytes())
-    for path in sorted((ROOT / 'mmvitzoo' / 'ops').glob('*.py')):
-        digest.update(path.read_bytes())
+    for name in (stack, 'runtime'):
+        digest.update((ROOT / f'requirements/{name}.txt').read_bytes())
     return digest.hexdigest()
 
 
@@ -157,9 +188,8 @@ def check_machine(venv, ops):
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**30
-    need = 1 if venv.exists() else FREE_GB
-    if free < need:
-        stop(f'{folder} has {free:.1f} GiB of free disk, {need} are needed: make room, or make VENV=/elsewhere')
+    if free < FREE_GB:
+        stop(f'{folder} has {free:.1f} GiB of free disk, {FREE_GB} are needed: make room, or make VENV=/elsewhere')
 
 
 def compiled_mmcv(venv, mmcv, torch, stack, log):
@@ -212,7 +242,9 @@ def run(command, label, log, env=None):
     if process.wait():
         output = log.read_bytes()[begin:].decode(errors='replace')
         if NO_SPACE.search(output):
-            stop(f'{label} failed: no space left on the device: make room, or make VENV=/elsewhere; see {log}')
+            stop(
+                f'{label} failed: no space left on the device: make room there, for TMPDIR or PIP_CACHE_DIR; see {log}'
+            )
         if NO_NETWORK.search(output):
             stop(
                 f'{label} failed: the package index does not answer; check the network, HTTPS_PROXY and '

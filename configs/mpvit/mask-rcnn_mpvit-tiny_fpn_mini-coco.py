@@ -28,7 +28,12 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=250, max_per_img=100), rcnn=dict(max_per_img=20)),
 )
 
-# A batch of four costs a fifth less time per image than one of two, and learns as much with a doubled rate.
+# A batch of four takes 20% less time per image than one of two; the learning rate is tuned for it.
 train_dataloader = dict(batch_size=4)
-train_cfg = dict(val_interval=4)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+max_epochs = 6
+train_cfg = dict(max_epochs=max_epochs)
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
+]

@@ -13,5 +13,10 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=2)
-train_cfg = dict(val_interval=3)
+max_epochs = 7
+train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
+]

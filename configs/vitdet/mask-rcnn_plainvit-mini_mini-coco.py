@@ -36,10 +36,8 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=2)
-max_epochs = 6
-train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max={{_base_.max_epochs}}, by_epoch=True, convert_to_iter_based=True),
 ]

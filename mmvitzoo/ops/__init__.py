@@ -77,12 +77,15 @@ def install(folder: Optional[Path] = None) -> str:
     """Copies torchvision's operators to ``_ext.py`` in the folder of mmcv; says what it did.
 
     Raises:
-        InstallError: As in :func:`status`, or mmcv has compiled operators, or its folder is not writable.
+        InstallError: As in :func:`status`, or mmcv has compiled operators, its folder is not writable, or there is no
+            torchvision.
     """
     folder = folder or _find_mmcv()
     status(folder)
     if _compiled(folder):
         raise InstallError(f'{folder} has compiled operators ({_compiled(folder).name}): nothing to install')
+    if find_spec('torchvision') is None:
+        raise InstallError('torchvision is not installed: install the version that belongs to your PyTorch')
     target, part = folder / '_ext.py', folder / f'._ext.py.{os.getpid()}'
     old, new = _version(target), _version(SOURCE)
     if old is not None and target.read_bytes() == SOURCE.read_bytes():
@@ -120,7 +123,8 @@ def suggest_install() -> None:
     """Says in one line how detectors get their operators, if mmcv has none."""
     known = 'mmcv._ext' in sys.modules or find_spec('mmcv._ext') is not None
     own = 'mmvitzoo.ops' in getattr(sys, 'orig_argv', ())  # Python >= 3.10
-    if not known and not own and multiprocessing.parent_process() is None:
+    first = multiprocessing.parent_process() is None and os.environ.get('RANK', '0') == '0'
+    if first and not known and not own:
         logging.getLogger('mmvitzoo').warning(
             'This mmcv has no compiled operators; for detectors and segmentors: python -m mmvitzoo.ops install'
         )

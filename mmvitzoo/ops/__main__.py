@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog='python -m mmvitzoo.ops', description="torchvision's operators for an mmcv without compiled ones"
     )
-    parser.add_argument('command', choices=COMMANDS, help='put the file mmcv/_ext.py there, take it away, or look')
+    parser.add_argument('command', choices=COMMANDS, help='install, remove or describe mmcv/_ext.py')
     try:
         print(COMMANDS[parser.parse_args().command]())
     except InstallError as error:

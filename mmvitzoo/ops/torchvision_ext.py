@@ -32,8 +32,8 @@ def __getattr__(name: str) -> Callable:
 
     def missing(*args, **kwargs):
         raise NotImplementedError(
-            f'{name} needs compiled mmcv; here, operators come from torchvision: pip uninstall mmcv-lite, then '
-            'mim install mmcv==2.1.0 (in a checkout of MMViTZoo: make env OPS=compiled)'
+            f'{name} needs compiled mmcv; here, operators come from torchvision: see docs/operators.md of '
+            'MMViTZoo for how to compile it (in a checkout: make env OPS=compiled)'
         )
 
     return missing
@@ -49,7 +49,7 @@ def get_compiling_cuda_version() -> str:
     return torch.version.cuda or 'not available'
 
 
-def _full(*tensors: Tensor) -> Tuple[Tensor, ...]:
+def _to_float32(*tensors: Tensor) -> Tuple[Tensor, ...]:
     """Casts float16 and bfloat16 to float32."""
     return tuple(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors)
 
@@ -241,7 +241,9 @@ def roi_align_forward(
     """Pools regions of maps (B, C, H, W) to output (N, C, aligned_height, aligned_width)."""
     _only_avg(pool_mode)
     size = aligned_height, aligned_width
-    output.copy_(torch.ops.torchvision.roi_align(*_full(input, rois), spatial_scale, *size, sampling_ratio, aligned))
+    output.copy_(
+        torch.ops.torchvision.roi_align(*_to_float32(input, rois), spatial_scale, *size, sampling_ratio, aligned)
+    )
 
 
 def roi_align_backward(
@@ -261,7 +263,7 @@ def roi_align_backward(
     _only_avg(pool_mode)
     size = aligned_height, aligned_width, *grad_input.shape
     backward = torch.ops.torchvision._roi_align_backward
-    grad_input.copy_(backward(*_full(grad_output, rois), spatial_scale, *size, sampling_ratio, aligned))
+    grad_input.copy_(backward(*_to_float32(grad_output, rois), spatial_scale, *size, sampling_ratio, aligned))
 
 
 def roi_pool_forward(
@@ -282,7 +284,7 @@ def roi_pool_forward(
         argmax: Place of the value in the map (y * W + x), or -1.
     """
     height, width = input.shape[-2:]
-    input, rois = _full(input, rois)
+    input, rois = _to_float32(input, rois)
     output.zero_()
     argmax.fill_(-1)
 
@@ -323,7 +325,7 @@ def roi_pool_backward(
     images, channels, height, width = grad_input.shape
     maps = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)  # (N, C)
     index = maps[..., None, None] * (height * width) + argmax
-    (grad_output,) = _full(grad_output)
+    (grad_output,) = _to_float32(grad_output)
     grad = grad_output.new_zeros(images * channels * height * width)
     grad.index_add_(0, index[argmax >= 0], grad_output[argmax >= 0])
     grad_input.copy_(grad.view_as(grad_input))
@@ -334,7 +336,7 @@ def roi_pool_backward(
 
 def _deform_conv(name: str, tensors: Tuple[Tensor, ...], *geometry: Any) -> Any:
     """Calls torchvision's forward or backward operator in float32 at least."""
-    return getattr(torch.ops.torchvision, name)(*_full(*tensors), *geometry)
+    return getattr(torch.ops.torchvision, name)(*_to_float32(*tensors), *geometry)
 
 
 def _without_mask(input: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
@@ -536,7 +538,7 @@ def ms_deform_attn_backward(
 # Focal losses: target holds classes (N,); rows of the sigmoid form with any other number are background
 
 
-def _times(loss: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def _apply_class_weight(loss: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Multiplies rows by the weights (C,) of their classes, if there are any."""
     if not weight.numel():
         return loss
@@ -549,10 +551,10 @@ def _sigmoid_focal_loss(
     input: Tensor, target: Tensor, weight: Tensor, alpha: float, positive: Callable, negative: Callable
 ) -> Tensor:
     """Evaluates one formula of the probability at the class of each row, the other elsewhere, (N, C)."""
-    (input,) = _full(input)
+    (input,) = _to_float32(input)
     p = input.sigmoid()
     is_class = target[:, None] == torch.arange(input.shape[1], device=input.device)
-    return _times(torch.where(is_class, -alpha * positive(p), (alpha - 1) * negative(p)), target, weight)
+    return _apply_class_weight(torch.where(is_class, -alpha * positive(p), (alpha - 1) * negative(p)), target, weight)
 
 
 def sigmoid_focal_loss_forward(
@@ -592,20 +594,20 @@ def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Writes the loss of each row of probabilities (N, C) to output (N,); 0 where the class is negative."""
-    (input,) = _full(input)
+    (input,) = _to_float32(input)
     p = _probability_of(target, input)
     loss = -alpha * (1 - p) ** gamma * p.clamp(min=TINY).log()
-    output.copy_(_times(loss * (target >= 0), target, weight))
+    output.copy_(_apply_class_weight(loss * (target >= 0), target, weight))
 
 
 def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Writes the derivatives by the logits to grad_input (N, C), from probabilities (N, C)."""
-    (input,) = _full(input)
+    (input,) = _to_float32(input)
     p = _probability_of(target, input)
     slope = alpha * (gamma * (1 - p) ** (gamma - 1) * p * p.clamp(min=TINY).log() - (1 - p) ** gamma)
-    slope = _times(slope * (target >= 0), target, weight)
+    slope = _apply_class_weight(slope * (target >= 0), target, weight)
     buff.copy_(slope)
     is_class = target[:, None] == torch.arange(input.shape[1], device=input.device)
     grad_input.copy_(slope[:, None] * (is_class.to(input) - input))

@@ -1,6 +1,7 @@
 """The script that makes environments: what it installs when, and what it says when something is missing."""
 
 import importlib.util
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -17,6 +18,9 @@ spec.loader.exec_module(setup_env)
 @pytest.fixture
 def main(monkeypatch, tmp_path):
     """Calls the script for an environment in ``tmp_path``."""
+    usage = namedtuple('usage', 'total used free')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage(10**12, 0, 10**11))
+    monkeypatch.setattr(setup_env, 'PYTHON', sys.version_info[:2])
 
     def main(*options):
         monkeypatch.setattr(sys, 'argv', ['setup_env.py', '--venv', str(tmp_path / 'venv'), *options])
@@ -32,7 +36,7 @@ def labels(monkeypatch):
 
     def make_environment(venv, stack, ops, log):
         labels.append(f'{stack} with {ops}')
-        venv.mkdir()
+        (venv / 'lib/python3.11/site-packages').mkdir(parents=True)
 
     monkeypatch.setattr(setup_env, 'make_environment', make_environment)
     monkeypatch.setattr(setup_env, 'run', lambda command, label, log: labels.append(label))
@@ -51,17 +55,17 @@ def test_other_python(main, monkeypatch):
     monkeypatch.setattr(sys, 'version_info', (3, 9, 2))
     monkeypatch.setattr(sys, 'version', '3.9.2 (default)')
     message = refused(main)
-    assert 'Python 3.11 is needed' in message and 'is 3.9.2' in message and 'make PYTHON=' in message
+    assert 'is needed for the pinned versions' in message and 'is 3.9.2' in message and 'make PYTHON=' in message
 
 
 def test_compiler_is_needed_only_to_compile(main, monkeypatch, tmp_path, labels):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     main()
-    assert labels == ['openmmlab with torchvision']
+    assert labels[0] == 'openmmlab with torchvision'
     assert 'no C++ compiler' in refused(main, '--ops', 'compiled')
     monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/c++')
     monkeypatch.setattr(setup_env.sysconfig, 'get_paths', lambda: {'include': str(tmp_path)})
-    assert 'apt-get install python3.11-dev' in refused(main, '--ops', 'compiled')
+    assert re.search('apt-get install python3.[0-9]+-dev', refused(main, '--ops', 'compiled'))
 
 
 def test_no_disk_space(main, monkeypatch, tmp_path):
@@ -83,7 +87,6 @@ def test_failed_step_leaves_no_environment(main, monkeypatch, tmp_path, printed,
     lines = printed.split('|')
 
     def make_environment(venv, stack, ops, log):
-        venv.mkdir()
         command = [sys.executable, '-c', f'import sys; print(*{lines!r}, sep="\\n"); sys.exit(1)']
         setup_env.run(command, 'installing', log)
 
@@ -92,21 +95,46 @@ def test_failed_step_leaves_no_environment(main, monkeypatch, tmp_path, printed,
     assert not (tmp_path / 'venv').exists() and lines[-1] in (tmp_path / 'venv-setup.log').read_text()
 
 
+PROJECT = ['installing mmvitzoo', 'installing the operators', 'checking']
+
+
 def test_second_call_does_nothing(main, monkeypatch, tmp_path, labels):
     main('--for', 'demo')
-    assert labels == ['openmmlab with torchvision', 'installing demo']
+    assert labels == ['openmmlab with torchvision', *PROJECT, 'installing demo']
+    del labels[:]
     main('--for', 'demo')
     main('--for', 'env')
-    assert len(labels) == 2
+    assert labels == []
     # Another target adds what it needs.
     main('--for', 'test')
-    assert labels[2:] == ['installing tests']
-    # Changed requirements of a target are installed; another stack, or another folder, makes the environment anew.
+    assert labels == ['installing tests']
+    # Changed requirements or sources are installed; another stack needs another environment.
     (tmp_path / 'venv' / 'ready-tests').write_text('other versions')
+    (tmp_path / 'venv' / 'ready-project').write_text('other sources')
     main('--for', 'test')
-    assert labels[3:] == ['installing tests']
+    assert labels[1:] == [*PROJECT, 'installing tests']
     main('--stack', 'onedl')
-    assert labels[4:] == ['onedl with torchvision'] and not (tmp_path / 'venv' / 'ready-demo').exists()
+    assert labels[5:] == ['onedl with torchvision', *PROJECT] and not (tmp_path / 'venv' / 'ready-demo').exists()
+
+
+def test_failed_update_keeps_the_environment(main, monkeypatch, tmp_path, labels):
+    main()
+
+    def make_environment(venv, stack, ops, log):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_env, 'make_environment', make_environment)
+    with pytest.raises(KeyboardInterrupt):
+        main('--stack', 'onedl')
+    del labels[:]
+    main()
+    assert labels == [] and [path.name for path in tmp_path.glob('venv*/')] == ['venv']
+
+
+def test_folder_of_someone_else_is_not_replaced(main, tmp_path, labels):
+    (tmp_path / 'venv').mkdir()
+    (tmp_path / 'venv' / 'pyvenv.cfg').write_text('')
+    assert 'was not made by this script' in refused(main) and (tmp_path / 'venv' / 'pyvenv.cfg').exists()
 
 
 def test_fingerprint_names_the_folder(tmp_path):
