@@ -2,8 +2,6 @@
 # dist_test.sh CONFIG CHECKPOINT GPUS [ARGUMENTS]: evaluates with GPUS processes on this machine;
 # without a GPU they run on the CPU. Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail
-# Waiting threads sleep instead of spinning, which other processes would pay for.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 if [ $# -lt 3 ]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [arguments of tools/test.py]" >&2

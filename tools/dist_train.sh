@@ -2,8 +2,6 @@
 # dist_train.sh CONFIG GPUS [ARGUMENTS]: trains with GPUS processes on this machine; without a GPU
 # they run on the CPU. Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
 set -euo pipefail
-# Waiting threads sleep instead of spinning, which other processes would pay for.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [arguments of tools/train.py]" >&2

@@ -2,8 +2,6 @@
 # slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [ARGUMENTS]: evaluates through Slurm.
 # GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS come from the environment.
 set -euo pipefail
-# Waiting threads sleep instead of spinning, which other processes would pay for.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 if [ $# -lt 4 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of tools/test.py]" >&2
