@@ -1,13 +1,20 @@
 """What several tests share: reference cases, a workspace with the demonstration data, commands."""
 
+import os
+
+# Before torch is loaded. oneDNN keeps 1024 compiled operators with their memory, in which tests of many sizes reach 2 GB.
+os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '32')
+
+import ctypes
+import gc
 import importlib.util
 import json
 import logging
-import os
 import runpy
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +39,14 @@ def pytest_collection_modifyitems(items):
         if folder in ('docs', 'fuzz'):
             item.add_marker(folder)
             item.add_marker('slow')
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Returns freed memory to the system after each file, so that a process does not keep the most of all files."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        with suppress(OSError, AttributeError):  # not glibc
+            ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 _spec = importlib.util.spec_from_file_location('golden', ROOT / 'tests' / 'data' / 'golden' / 'golden.py')
