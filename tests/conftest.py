@@ -2,7 +2,7 @@
 
 import os
 
-# Before torch is loaded. oneDNN keeps 1024 compiled operators with their memory, in which tests of many sizes reach 2 GB.
+# Before torch is loaded. oneDNN keeps 1024 compiled operators and their memory: 2 GB in tests of many sizes.
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '32')
 
 import ctypes
