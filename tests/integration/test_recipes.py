@@ -44,7 +44,7 @@ def next_batch(config, split):
     """The first batch, as the model gets it."""
     init_default_scope(config.default_scope)
     loader = config[f'{split}_dataloader']
-    loader.update(num_workers=0, persistent_workers=False, batch_size=min(loader.batch_size, 16))
+    loader.update(num_workers=0, persistent_workers=False, batch_size=min(loader.batch_size, 8))
     loader.pop('prefetch_factor', None)
     if 'lvis' in config.filename:  # its annotations need a package of their own
         dataset = loader.dataset.get('dataset', loader.dataset)
@@ -65,7 +65,7 @@ def next_batch(config, split):
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_training_pipeline(folder, stand_ins, monkeypatch, subtests):
-    """A batch of the recipe's size, of at most 16 images."""
+    """A batch of the recipe's size, of at most 8 images."""
     monkeypatch.chdir(stand_ins)
     for members in groups_of(folder, 'train'):
         with subtests.test(', '.join(members)):
