@@ -44,6 +44,9 @@ def build(scope, name):
         model.data_preprocessor.size = (SIZE, SIZE)
     if 'num_queries' in model:
         model.num_queries = 50  # the maps have fewer than 300 places
+    heads = model.get('roi_head', {}).get('bbox_head', [])
+    for head in heads if isinstance(heads, list) else [heads]:  # most of the parameters, without an operator
+        head.fc_out_channels = 64
     for part in ('encoder', 'decoder'):
         if part in model:
             model[part].num_layers = 2
