@@ -124,6 +124,14 @@ def stand_ins(workspace, load_golden):
     return workspace
 
 
+@pytest.fixture
+def clean_stand_ins(stand_ins):
+    """``stand_ins`` without what the commands of another page have written, which tools refuse to overwrite."""
+    for path in (stand_ins / 'my_config.py', *stand_ins.glob('checkpoints/*_*_*.pth')):
+        path.unlink(missing_ok=True)
+    return stand_ins
+
+
 @pytest.fixture(scope='session')
 def run(workspace):
     """Runs a command line in the workspace; returns what it printed, fails the test if it failed."""

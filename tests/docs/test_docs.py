@@ -121,8 +121,7 @@ def echo(tmp_path):
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```bash', text, re.MULTILINE)])
-def test_commands_of(page, run, run_tool, stand_ins, echo):
-    (stand_ins / 'my_config.py').unlink(missing_ok=True)  # of another page
+def test_commands_of(page, run, run_tool, clean_stand_ins, echo):
     blocks = BLOCK.findall(PAGES[page])
     for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
         if language != 'bash':

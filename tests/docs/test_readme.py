@@ -63,10 +63,9 @@ def shortened(command):
     return f'{command} --cfg-options {" ".join(options)}'
 
 
-def test_commands(run, run_tool, workspace, stand_ins, monkeypatch):
+def test_commands(run, run_tool, workspace, clean_stand_ins, monkeypatch):
     """In the order of the README, since some need what others made."""
     monkeypatch.chdir(workspace)
-    (workspace / 'my_config.py').unlink(missing_ok=True)  # of the page on own data
     commands = [command for command in COMMANDS if not ELSEWHERE.match(command)]
     assert any(map(TRAINING.match, commands)) and any(map(TESTING.match, commands))
     for command in commands:
