@@ -1,4 +1,4 @@
-"""What several tests share: reference cases, a workspace with the demonstration data, commands."""
+"""Shared fixtures: reference cases, a workspace with the demonstration data, commands."""
 
 import os
 

@@ -167,7 +167,7 @@ def pip(venv):
 
 
 def has_cuda(ops):
-    """Whether mmcv is compiled for a CUDA device; torchvision's operators need no compiler for it."""
+    """Tells whether mmcv is compiled for a CUDA device; torchvision's operators need no compiler for it."""
     device = os.path.exists('/dev/nvidiactl') or shutil.which('nvidia-smi')
     if ops == 'compiled' and device and not shutil.which('nvcc'):
         print('A CUDA device but no nvcc: mmcv is compiled for the CPU; for the device, install the CUDA toolkit')
