@@ -23,7 +23,7 @@ DEMO_DIR := work_dirs/demo
 SETUP = @test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }; \
 	$(PYTHON) tools/setup_env.py --stack $(STACK) --ops $(OPS) --venv $(VENV) --for
 # As many processes as cores that may be used; each takes up to 2 GB.
-PYTEST := python -m pytest -n $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0))))') --dist worksteal
+PYTEST = python -m pytest -n $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0))))') --dist worksteal
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MPLBACKEND := Agg

@@ -27,7 +27,7 @@ EXTRAS = {
     'demo': ('demo',),
     'test': ('demo', 'tests'),
     'test-slow': ('demo', 'tests', 'app', 'browser', 'export', 'docs', 'notebooks'),
-    'docs': ('docs', 'notebooks'),
+    'docs': ('demo', 'app', 'docs', 'notebooks'),
 }
 MARK = '.mmvitzoo'  # tells our folder from one that is not ours to replace
 NO_NETWORK = re.compile(r'NewConnectionError|name resolution|Network is unreachable|Max retries exceeded|timed out')
