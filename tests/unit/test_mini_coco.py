@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import cv2
+import make_mini_coco
 import numpy as np
 import pytest
+from make_mini_coco import CLASSES, build_mini_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-from mmvitzoo.datasets import CLASSES, build_mini_coco, mini_coco
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,7 @@ def test_train_and_val_share_no_digit(monkeypatch, tmp_path):
         seen[split] = {digit.tobytes() for digit in digits}
         return 0
 
-    monkeypatch.setattr(mini_coco, '_write_split', record)
+    monkeypatch.setattr(make_mini_coco, '_write_split', record)
     monkeypatch.setattr(
         Path, 'write_text', lambda path, text: path.parent.mkdir(exist_ok=True) or path.open('w').close()
     )
@@ -72,7 +72,7 @@ def test_train_and_val_share_no_digit(monkeypatch, tmp_path):
 
 def test_same_files_every_time(mini, tmp_path, monkeypatch):
     """An image depends on nothing but its number; a data set that is made again is replaced."""
-    monkeypatch.setattr(mini_coco, 'NUM_IMAGES', dict(train=12, val=3))
+    monkeypatch.setattr(make_mini_coco, 'NUM_IMAGES', dict(train=12, val=3))
     for _ in range(2):
         build_mini_coco(tmp_path / 'mini')
     files = sorted(path.relative_to(tmp_path / 'mini') for path in (tmp_path / 'mini').rglob('*') if path.is_file())
@@ -99,7 +99,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 def test_interrupted_build_leaves_the_old_one(mini, tmp_path, monkeypatch):
     target = tmp_path / 'mini'
     target.mkdir()
-    (target / mini_coco.MARK).write_text('old')
+    (target / make_mini_coco.MARKER).write_text('old')
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -107,13 +107,13 @@ def test_interrupted_build_leaves_the_old_one(mini, tmp_path, monkeypatch):
     def rename(source, goal, rename=Path.rename):
         return interrupt() if source.name == 'new' else rename(source, goal)
 
-    monkeypatch.setattr(mini_coco, 'NUM_IMAGES', dict(train=2, val=2))
-    for owner, name, function in ((Path, 'rename', rename), (mini_coco, '_write_split', interrupt)):
+    monkeypatch.setattr(make_mini_coco, 'NUM_IMAGES', dict(train=2, val=2))
+    for owner, name, function in ((Path, 'rename', rename), (make_mini_coco, '_write_split', interrupt)):
         monkeypatch.setattr(owner, name, function)
         with pytest.raises(KeyboardInterrupt):
             build_mini_coco(target)
-    assert [path.name for path in tmp_path.rglob('*')] == ['mini', mini_coco.MARK]
-    assert (target / mini_coco.MARK).read_text() == 'old'
+    assert [path.name for path in tmp_path.rglob('*')] == ['mini', make_mini_coco.MARKER]
+    assert (target / make_mini_coco.MARKER).read_text() == 'old'
 
 
 def test_config_reads_it(mini):
