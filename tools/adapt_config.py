@@ -66,8 +66,8 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     for dataset, split in ((data, train), (cfg.val_dataloader.dataset, val)):
         dataset.metainfo = dict(classes=split.classes, palette='random')  # COCO's palette ends after 80 classes
         dataset.update(data_root=f'{folder.as_posix()}/', ann_file=split.file, data_prefix=dict(img=split.img_dir))
-        for step in [step for step in dataset.pipeline if not all(has_mask) and 'with_mask' in step]:
-            step.with_mask = False
+        for step in [step for step in dataset.pipeline if 'with_mask' in step]:
+            step.with_mask = 'segm' in cfg.val_evaluator.metric  # a broken mask does not cost a box
         count_kept(dataset, split)
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     if epochs and 'times' in loader.dataset:

@@ -1,4 +1,4 @@
-"""The demonstration data."""
+"""tools/dataset_converters/make_mini_coco.py: the demonstration data."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_coco(mini, split, number):
             assert (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1) == (x, y, w, h)
             assert ann['area'] == mask.sum() > 50 and (semantic[mask] == ann['category_id']).all()
             covered += mask
-        # Masks are of visible pixels: two never share one.
+        # Masks hold visible pixels, so that no pixel belongs to two.
         assert covered.max() == 1 and (semantic[covered == 0] == 0).all()
     assert {ann['category_id'] for ann in coco.anns.values()} == set(range(1, 11))
     crops = sorted((mini / 'classes' / split).glob('*/*.jpg'))
@@ -44,7 +44,7 @@ def test_coco(mini, split, number):
 
 
 def test_perfect_predictions_score_one(mini):
-    """pycocotools reads the file as it would COCO's."""
+    """pycocotools evaluates with the annotation file."""
     truth = COCO(str(mini / 'annotations' / 'instances_val.json'))
     results = truth.loadRes([{**ann, 'score': 1.0} for ann in truth.anns.values()])
     for kind in ('bbox', 'segm'):
@@ -59,19 +59,17 @@ def test_train_and_val_share_no_digit(monkeypatch, tmp_path):
     seen = {}
 
     def record(root, split, digits, labels, photos):
+        root.mkdir(parents=True, exist_ok=True)
         seen[split] = {digit.tobytes() for digit in digits}
         return 0
 
     monkeypatch.setattr(make_mini_coco, '_write_split', record)
-    monkeypatch.setattr(
-        Path, 'write_text', lambda path, text: path.parent.mkdir(exist_ok=True) or path.open('w').close()
-    )
     build_mini_coco(tmp_path / 'mini')
     assert len(seen['train']) == 1400 and len(seen['val']) == 397 and not seen['train'] & seen['val']
 
 
 def test_same_files_every_time(mini, tmp_path, monkeypatch):
-    """An image depends on nothing but its number; a data set that is made again is replaced."""
+    """An image depends on its number alone; a second build replaces the data set."""
     monkeypatch.setattr(make_mini_coco, 'NUM_IMAGES', dict(train=12, val=3))
     for _ in range(2):
         build_mini_coco(tmp_path / 'mini')
