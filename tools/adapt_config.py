@@ -63,8 +63,9 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     cfg.optim_wrapper.optimizer.lr = lr
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=loader.batch_size)
     cfg.val_evaluator.ann_file = (folder / val.file).as_posix()
+    colors = dict(palette='random') if len(train.classes) > 80 else {}  # CocoDataset has a palette of 80
     for dataset, split in ((data, train), (cfg.val_dataloader.dataset, val)):
-        dataset.metainfo = dict(classes=split.classes, palette='random')  # COCO's palette ends after 80 classes
+        dataset.metainfo = dict(classes=split.classes, **colors)
         dataset.update(data_root=f'{folder.as_posix()}/', ann_file=split.file, data_prefix=dict(img=split.img_dir))
         for step in [step for step in dataset.pipeline if 'with_mask' in step]:
             step.with_mask = 'segm' in cfg.val_evaluator.metric  # a broken mask does not cost a box
@@ -79,9 +80,8 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     for name in ('data_root', 'metainfo', 'max_epochs', 'max_iters'):  # variables of the base files
         cfg.pop(name, None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f'.{out.name}')
-    cfg.dump(part)
-    part.replace(out)
+    cfg.dump(out.with_name(f'.{out.name}'))
+    out.with_name(f'.{out.name}').replace(out)
     return [
         f'classes   {len(train.classes)}: {", ".join(train.classes)}',
         *(f'{x.name:10}{x.num_images} images in {x.img_dir}, {x.num_boxes} boxes in {x.file}' for x in splits),

@@ -526,3 +526,16 @@ def test_command(lay_out, tmp_path, monkeypatch, capsys):
     run(MINI, '--overwrite', '--epochs', '1')
     output = capsys.readouterr().out
     assert output.startswith("classes   3: owl, big cat, dog's tail\n") and output.endswith('written   mine.py\n')
+
+
+def test_failed_write_leaves_the_old_config(lay_out, monkeypatch):
+    def dump(cfg, file):
+        Path(file).write_text('half')
+        raise OSError('no space left')
+
+    folder = lay_out()
+    Path('mine.py').write_text('old')
+    monkeypatch.setattr(Config, 'dump', dump)
+    with pytest.raises(OSError, match='no space left'):
+        adapt_config(MINI, folder, 'mine.py', overwrite=True)
+    assert Path('mine.py').read_text() == 'old'
