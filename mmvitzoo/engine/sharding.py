@@ -5,7 +5,7 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..models.layers import Recomputed
+from ..models.backbones import BLOCKS
 
 
 @FUNCTIONS.register_module()
@@ -20,7 +20,7 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
     Returns:
         Whether it becomes a unit.
     """
-    return recurse or isinstance(module, Recomputed)
+    return recurse or isinstance(module, BLOCKS)
 
 
 @STRATEGIES.register_module()
