@@ -55,7 +55,7 @@ def test_norm_follows_every_hidden_convolution(num_convs):
     hidden = [f'rpn_conv.{i}.{name}' for i in range(num_convs) for name in ('conv.weight', 'ln.weight', 'ln.bias')]
     outer = [f'{layer}.{name}' for layer in ('rpn_cls', 'rpn_reg') for name in ('weight', 'bias')]
     assert list(head.state_dict()) == hidden + outer
-    for value in head.parameters():  # small weights make eps matter; the affine parameters of the norm are not the identity
+    for value in head.parameters():  # small conv weights make eps matter; norms are not the identity
         nn.init.normal_(value, std=0.01 if value.dim() == 4 else 1.0)
     weights = head.state_dict()
     cls_scores, bbox_preds = head(feature_maps())
