@@ -1,6 +1,6 @@
 """Exports a model: export.py CONFIG [CHECKPOINT] --format onnx|torchscript|exported-program --out FILE.
 
-The input of the exported model are normalized images (B, 3, H, W), as the data_preprocessor of the model returns them.
+The exported model takes normalized images (B, 3, H, W), as the data_preprocessor of the model returns them.
 Classifiers return logits (B, classes). Segmentors return logits (B, classes, H, W) in the size of the image. Detectors
 return the feature maps of the neck, or of the backbone if there is no neck. With --dynamic, the file accepts any batch
 and image size; otherwise it accepts single images of --shape.
