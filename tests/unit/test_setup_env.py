@@ -31,7 +31,7 @@ def main(monkeypatch, tmp_path):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Records the steps of the steps instead of executing them."""
+    """Records the labels of the steps instead of executing them."""
     steps = []
 
     def make_environment(venv, stack, ops, log):
