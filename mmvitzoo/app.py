@@ -138,7 +138,9 @@ def features(predictor: Predictor, path: str) -> Figure:
 def main() -> None:
     """Serves the page."""
     parser = argparse.ArgumentParser(prog='python -m mmvitzoo.app', description=__doc__.splitlines()[0])
-    parser.add_argument('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 also gives other machines access')
+    parser.add_argument(
+        '--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets other machines read files of this one'
+    )
     parser.add_argument('--port', type=int, default=7860, help='port to listen on (default: %(default)s)')
     args = parser.parse_args()
     build_app().launch(server_name=args.host, server_port=args.port)

@@ -110,9 +110,9 @@ def test_origin_is_logged_once_by_main_process(monkeypatch, caplog):
 @pytest.mark.parametrize('dtype', (torch.float16, torch.bfloat16))
 def test_half_precision_is_computed_in_float32(dtype):
     rng = np.random.RandomState(0)
-    x, rois = make_mmcv_ops.tensor(rng, 1, 2, 8, 8), torch.tensor([[0, 1, 1, 6, 7.0]])
+    half_input, rois = make_mmcv_ops.tensor(rng, 1, 2, 8, 8).to(dtype), torch.tensor([[0, 1, 1, 6, 7.0]])
     results = []
-    for x in (x.to(dtype), x.to(dtype).float()):
+    for x in (half_input, half_input.float()):
         output, grad, none = x.new_zeros(1, 2, 3, 3), torch.zeros_like(x), x.new_zeros(0)
         ext.roi_align_forward(x, rois.to(x), output, none, none, 3, 3, 1.0, 2, 1, True)
         ext.roi_align_backward(output, rois.to(x), none, none, grad, 3, 3, 1.0, 2, 1, True)
