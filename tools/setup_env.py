@@ -193,7 +193,7 @@ def check_machine(venv, ops):
     if free < FREE_GB:
         fail(
             f'{folder} has {free:.1f} GiB of free disk space, but {FREE_GB} GiB are required: '
-            'free some, or make VENV=/other/folder'
+            'free some space, or make VENV=/other/folder'
         )
 
 
@@ -247,7 +247,7 @@ def run(command, label, log, env=None):
     if process.wait():
         output = log.read_bytes()[begin:].decode(errors='replace')
         if NO_SPACE.search(output):
-            fail(f'{label}: no space left on the device; free some, also for TMPDIR and PIP_CACHE_DIR; see {log}')
+            fail(f'{label}: no space left on the device; free some space, also for TMPDIR and PIP_CACHE_DIR; see {log}')
         if NO_NETWORK.search(output):
             fail(
                 f'{label}: the package index does not answer; check the network, HTTPS_PROXY and PIP_INDEX_URL, '

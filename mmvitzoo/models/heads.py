@@ -49,8 +49,8 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
 
     It differs from MMDetection in two points, following https://github.com/facebookresearch/detectron2. Scores are the
     mean of the stages' probabilities instead of their logits. There is one mask head instead of one for each stage. It
-    trains on the proposals of the first stage, its loss is not scaled by the stage's weight, and it predicts masks for
-    the final boxes.
+    trains on the proposals of the first stage and predicts masks for the final boxes. Its loss is not scaled by the
+    weight of the stage.
 
     Args:
         *args: Arguments of :class:`mmdet.models.CascadeRoIHead`; the box heads must have softmax scores.

@@ -72,7 +72,7 @@ def test_insufficient_disk_space(main, monkeypatch, tmp_path):
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage(10**12, 0, 2 * 2**30))
     message = error_message(main)
-    assert 'has 2.0 GiB of free disk space, but 9 GiB are required: free some, or make VENV=' in message
+    assert 'has 2.0 GiB of free disk space, but 9 GiB are required: free some space, or make VENV=' in message
     assert not (tmp_path / 'venv').exists()
 
 
@@ -80,7 +80,7 @@ def test_insufficient_disk_space(main, monkeypatch, tmp_path):
     'printed, message',
     [
         ('Max retries exceeded with url', 'the package index does not answer; check the network'),
-        ('OSError: [Errno 28] No space left on device', 'no space left on the device; free some'),
+        ('OSError: [Errno 28] No space left on device', 'no space left on the device; free some space'),
         ('a|b|error: no such package', 'a | b | error: no such package; see '),
     ],
 )

@@ -15,8 +15,8 @@ from ..layers import LayerNorm2d
 class SimpleFeaturePyramid(BaseModule):
     """Feature pyramid built from the last feature map of a plain backbone.
 
-    Each level rescales the map by transposed convolutions or max pooling and applies a 1 x 1 and a 3 x 3 convolution,
-    each followed by a norm without activation. There is no top-down path.
+    Each level rescales the map by transposed convolutions or max pooling. A 1 x 1 and a 3 x 3 convolution follow, each
+    with a norm and without activation. There is no top-down path.
 
     Args:
         in_channels: Channels of the input map.
