@@ -14,7 +14,6 @@ from mmengine.config import ConfigDict
 
 from ..checkpoints import convert, load, load_pretrained
 from ..registry import MODELS
-from ..writing import whole_file
 from ..zoo import get_config, list_models
 
 # Where a split lies below the folder, the customary places first. `val*` is Roboflow's `valid`, too.
@@ -154,8 +153,8 @@ def adapt_config(
     ]
     if epochs:
         sections.append((f'An epoch takes {iterations} iterations.', _schedule(base, epochs, iterations)))
-    with whole_file(out) as part:
-        part.write_text('\n'.join(_section(comment, values) for comment, values in sections), encoding='utf-8')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text('\n'.join(_section(comment, values) for comment, values in sections), encoding='utf-8')
 
     loop = base.train_cfg
     length = epochs or (loop.max_epochs if 'max_epochs' in loop else loop.max_iters / iterations)

@@ -74,13 +74,13 @@ def test_config_of(page, example, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def prepared(stand_ins):
+def prepared(mock_datasets):
     """Checkpoints as the first training leaves them, with random weights."""
     torch.manual_seed(0)
     weights = load_model('mask-rcnn_mpvit-tiny_fpn_mini-coco').state_dict()
     for path in {path for text in PAGES.values() for path in re.findall(r'work_dirs/mini/epoch_\d+\.pth', text)}:
-        save(weights, stand_ins / path, overwrite=True)
-    return stand_ins
+        save(weights, mock_datasets / path, overwrite=True)
+    return mock_datasets
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```python', text, re.MULTILINE)])
@@ -121,7 +121,7 @@ def echo(tmp_path):
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```bash', text, re.MULTILINE)])
-def test_commands_of(page, run, run_tool, clean_stand_ins, echo):
+def test_commands_of(page, run, run_tool, clean_mock_datasets, echo):
     blocks = BLOCK.findall(PAGES[page])
     for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
         if language != 'bash':

@@ -63,7 +63,7 @@ def shortened(command):
     return f'{command} --cfg-options {" ".join(options)}'
 
 
-def test_commands(run, run_tool, workspace, clean_stand_ins, monkeypatch):
+def test_commands(run, run_tool, workspace, clean_mock_datasets, monkeypatch):
     """In the order of the README, since some need what others made."""
     monkeypatch.chdir(workspace)
     commands = [command for command in COMMANDS if not ELSEWHERE.match(command)]

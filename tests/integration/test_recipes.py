@@ -64,9 +64,9 @@ def next_batch(config, split):
 
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_training_pipeline(folder, stand_ins, monkeypatch, subtests):
+def test_training_pipeline(folder, mock_datasets, monkeypatch, subtests):
     """A batch of the recipe's size, of at most 8 images."""
-    monkeypatch.chdir(stand_ins)
+    monkeypatch.chdir(mock_datasets)
     for members in groups_of(folder, 'train'):
         with subtests.test(', '.join(members)):
             config = read_config(members[0])
@@ -102,9 +102,9 @@ def check_detection(config, inputs, samples):
 
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_validation_pipeline(folder, stand_ins, monkeypatch, subtests):
+def test_validation_pipeline(folder, mock_datasets, monkeypatch, subtests):
     """Images have the size to test with; annotations and the size before padding, to clip predictions to, are kept."""
-    monkeypatch.chdir(stand_ins)
+    monkeypatch.chdir(mock_datasets)
     for members in groups_of(folder, 'val'):
         with subtests.test(', '.join(members)):
             config = read_config(members[0])

@@ -112,7 +112,7 @@ def test_two_processes_train_and_test_without_gpu(run):
     options = f'{SHORT} train_cfg.max_epochs=1 model.backbone.norm_cfg.type=SyncBN'
     work_dir = '--work-dir work_dirs/two'
     output = run(f'tools/dist_train.sh {DETECTOR} 2 {work_dir} {options}', PORT='29511')
-    assert 'the processes talk through gloo' in output and len(losses(output)) == 1
+    assert 'processes use the gloo backend' in output and len(losses(output)) == 1
     output = run(f'tools/dist_test.sh {DETECTOR} work_dirs/two/epoch_1.pth 2 {work_dir} {options}', PORT='29512')
     assert 'coco/segm_mAP' in output
 
@@ -127,7 +127,7 @@ def test_wrong_use_of_train_and_test(run_tool, tmp_path, tool):
     assert 'nowhere.py: no such config' in run_tool(f'tools/{tool}.py nowhere.py', fails=True)
     (tmp_path / 'config.py').write_text("default_scope = 'mmpose'")
     message = run_tool(f'tools/{tool}.py {tmp_path}/config.py', fails=True)
-    assert "default_scope is one of mmdet, mmseg, mmpretrain, got 'mmpose'" in message
+    assert "default_scope must be one of mmdet, mmseg, mmpretrain, got 'mmpose'" in message
     # The arguments are those of the config's toolbox.
     assert '--cfg-options' in run_tool(f'tools/{tool}.py {DETECTOR} -h')
     assert ('--no-validate' in run_tool(f'tools/{tool}.py {CLASSIFIER} -h')) == (tool == 'train')
