@@ -24,8 +24,8 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-import mmvitzoo  # noqa: F401  registers the models
-from mmvitzoo.models.backbones.vit import PlainBlock
+import mmvitzoo
+from mmvitzoo.models.backbones.vit import Block
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 
@@ -192,6 +192,8 @@ def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]
         model = model.to(args.device, memory_format=memory_format)
         if args.fuse:
             model = fuse_conv_bn(model)
+        if args.optimize and name == 'ours':
+            model = mmvitzoo.optimize_for_inference(model)
         models[name] = torch.compile(model) if args.compile else model
     memory = {}
     for name, model in models.items():
@@ -256,7 +258,7 @@ def status(field: str) -> float:
 def global_block_memory(pixels: int) -> float:
     """Peak MiB of a ViT-B block with relative positions that attends to the whole image."""
     side = pixels // 16
-    block = PlainBlock(768, 12, 4, 0, rel_pos_size=(side, side)).eval()
+    block = Block(768, 12, 4, input_size=(side, side)).eval()
     x = torch.randn(1, side, side, 768)
     with torch.inference_mode():
         return peak_memory(lambda: block(x), 'cpu')
@@ -313,6 +315,7 @@ def main():
     parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
     parser.add_argument('--compile', action='store_true', help='torch.compile every model')
     parser.add_argument('--fuse', action='store_true', help="mmcv's fuse_conv_bn on every model, for inference")
+    parser.add_argument('--optimize', action='store_true', help='apply mmvitzoo.optimize_for_inference to our models')
     parser.add_argument('--channels-last', action='store_true', help='models and images in channels-last memory')
     parser.add_argument('--json', help='file to write the numbers to')
     parser.add_argument('--chart', help='picture of the times to write')
@@ -324,6 +327,8 @@ def main():
         parser.error('--device cuda: torch sees no GPU')
     if args.fuse and args.train:
         parser.error('--fuse is for inference: norms that train are not folded')
+    if args.optimize and (args.train or args.device != 'cpu'):
+        parser.error('--optimize is for inference on a CPU')
     for path in filter(None, (args.json, args.chart)):  # now, not when all is measured
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from forms import FORMS, slim
 from torch import nn
-from torch.ao.quantization import quantize_dynamic
 from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
+from torch.ao.quantization import quantize_dynamic
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
 
