@@ -30,7 +30,9 @@ from ..layers import (
     window_partition,
     window_unpartition,
 )
+from ..layers.attention import query_weights
 from ..layers.padding import ceil_div
+from ..layers.rel_pos import concat_rel_pos
 from .base import AttentionLayer, Backbone, drop_path_rates
 
 NUM_STAGES = 4
@@ -109,8 +111,10 @@ class PoolingAttention(RelPosAttention):
                 window_partition(y, self.window_size // stride).unflatten(0, (self.num_heads, -1))[:, window]
                 for y, stride in ((q, self.stride_q), (k, self.stride_kv))
             )
-        tokens = (y.flatten(1, 2)[:, None] for y in (q, k))  # (heads, 1, N, head_dim)
-        return self.query_weights(*tokens, q.shape[1:3], k.shape[1:3], token)[:, 0]
+        rel_pos = self.rel_pos(q.shape[1:3], k.shape[1:3])
+        scale = q.shape[-1] ** -0.5
+        q, k = concat_rel_pos(q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], *rel_pos)  # (heads, 1, N, C)
+        return query_weights(q, k, token, scale)[:, 0]
 
 
 class PoolingBlock(nn.Module):

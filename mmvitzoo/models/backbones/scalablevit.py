@@ -30,6 +30,7 @@ from ..layers import (
     window_partition,
     window_unpartition,
 )
+from ..layers.attention import query_weights
 from .base import AttentionLayer, Backbone, drop_path_rates
 
 NUM_STAGES = 4
@@ -69,7 +70,8 @@ class WindowAttention(nn.Module):
         qkv = window_partition(self.qkv(x), self.window_size)[window, None]
         q, k, _ = (split_heads(y, self.num_heads) for y in qkv.chunk(3, -1))
         mask = window_mask(size, self.window_size, x.shape[0], x.device)
-        return query_weights(q, k, token, q.shape[-1] ** -0.5, None if mask is None else mask[window, 0, 0])
+        mask = None if mask is None else mask[window, 0, 0]
+        return query_weights(q, k, token, q.shape[-1] ** -0.5, mask)[0]
 
 
 class ScalableAttention(nn.Module):
@@ -122,13 +124,7 @@ class ScalableAttention(nn.Module):
     def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
         """Returns the weights of one query, see :meth:`.Attention.attention_weights`; ``window`` is 0."""
         q, k, _ = self._qkv(x)
-        return query_weights(q, k, token, self.scale)
-
-
-def query_weights(q: Tensor, k: Tensor, token: int, scale: float, mask: Optional[Tensor] = None) -> Tensor:
-    """Returns the softmax weights of one query, (heads, N), for q and k of (1, heads, N, C) and a mask of (N,)."""
-    scores = (scale * k @ q[:, :, token, :, None])[0, ..., 0]
-    return (scores if mask is None else scores.masked_fill(~mask, float('-inf'))).softmax(-1)
+        return query_weights(q, k, token, self.scale)[0]
 
 
 class Block(nn.Module):
