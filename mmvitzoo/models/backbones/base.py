@@ -31,6 +31,7 @@ class Backbone(BaseModule):
         ValueError: An argument outside these ranges; the message says what is allowed.
     """
 
+    family: str = ''
     arch_zoo: Dict[str, Dict[str, Any]] = {}
     # Patterns of weights that a pretrained classifier lacks; they keep their initial values.
     may_lack: Tuple[str, ...] = ()
@@ -143,3 +144,81 @@ class Backbone(BaseModule):
         super().init_weights()
         if not initialised and not self.init_cfg:
             self.apply(self.init_module)
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config of the backbone that has these weights.
+
+        Args:
+            state_dict: Weights of a backbone of this family, without a prefix.
+
+        Returns:
+            The config with its ``type``, and the arguments that shapes do not tell with the values assumed for them.
+
+        Raises:
+            ValueError: A weight is missing or misshapen, or the shapes are those of no variant.
+        """
+        raise NotImplementedError
+
+
+def weight_shape(state_dict: Dict[str, Tensor], key: str, num_dims: int) -> Tuple[int, ...]:
+    """Returns the shape of a weight.
+
+    Args:
+        state_dict: Weights of a backbone.
+        key: Name of the weight.
+        num_dims: Number of dimensions that it must have.
+
+    Raises:
+        ValueError: The weight is missing or has another number of dimensions.
+    """
+    if key not in state_dict:
+        raise ValueError(f'{key} is missing')
+    shape = tuple(state_dict[key].shape)
+    if len(shape) != num_dims:
+        raise ValueError(f'{key} has shape {shape}, expected {num_dims} dimensions')
+    return shape
+
+
+def count_weights(state_dict: Dict[str, Tensor], template: str) -> int:
+    """Counts weights that are numbered from 0 without a gap.
+
+    Args:
+        state_dict: Weights of a backbone.
+        template: Name of the weights, with ``{}`` for the number.
+
+    Raises:
+        ValueError: There is no weight with number 0.
+    """
+    number = 0
+    while template.format(number) in state_dict:
+        number += 1
+    if not number:
+        raise ValueError(f'{template.format(0)} is missing')
+    return number
+
+
+def match_variant(
+    arch_zoo: Dict[str, Dict[str, Any]], arch: Dict[str, Sequence], num_stages: int
+) -> Union[str, Dict[str, Sequence]]:
+    """Finds the published variant with certain stages.
+
+    A backbone that returns only early maps has no later stages: its variant has to be a published one.
+
+    Args:
+        arch_zoo: Published variants, whose values are given by stage.
+        arch: Values of the stages that are there.
+        num_stages: Number of these stages.
+
+    Returns:
+        Name of the variant, or ``arch`` if there are four stages of no published variant.
+
+    Raises:
+        ValueError: There is another number of stages, and no published variant has them.
+    """
+    for name, variant in arch_zoo.items():
+        if {key: values[:num_stages] for key, values in variant.items()} == arch:
+            return name
+    if num_stages != 4:
+        raise ValueError(f'no published variant has these {num_stages} stages, and stages.{num_stages} is missing')
+    return arch

@@ -13,7 +13,7 @@ inside the transformers, so that going from one to the other never copies.
 """
 
 from itertools import islice
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers import Block, DepthwiseConv, Linear, split_linear, without_autocast
-from .base import Backbone
+from .base import Backbone, count_weights, match_variant, weight_shape
 
 # Of 8 heads, 2 see relative positions through kernels of 3 x 3, 3 through 5 x 5, 3 through 7 x 7.
 HEADS_OF_KERNEL = {3: 2, 5: 3, 7: 3}
@@ -212,6 +212,7 @@ class MPViT(Backbone):
         [(1, 96, 16, 24), (1, 176, 8, 12), (1, 216, 4, 6), (1, 216, 2, 3)]
     """
 
+    family = 'mpvit'
     arch_zoo = {
         'tiny': dict(
             num_paths=(2, 3, 3, 3), num_layers=(1, 2, 4, 1), embed_dims=(64, 96, 176, 216), mlp_ratios=(2, 2, 2, 2)
@@ -325,3 +326,19 @@ class MPViT(Backbone):
             return first + num_layers[int(stage)] - 1, num_depths
         block = int(rest[3]) if rest[2] == 'blocks' else 0
         return first + block, num_depths
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        arch: Dict[str, tuple] = dict.fromkeys(cls.arch_zoo['tiny'], ())
+        num_stages = count_weights(state_dict, 'stages.{}.paths.0.cpe.weight')
+        for stage in range(num_stages):
+            blocks = f'stages.{stage}.paths.0.blocks'
+            hidden_dim, dim = weight_shape(state_dict, f'{blocks}.0.mlp.fc1.weight', 2)
+            arch['num_paths'] += (count_weights(state_dict, f'stages.{stage}.paths.{{}}.cpe.weight'),)
+            arch['num_layers'] += (count_weights(state_dict, f'{blocks}.{{}}.norm1.weight'),)
+            arch['embed_dims'] += (dim,)
+            arch['mlp_ratios'] += (hidden_dim / dim,)
+        cfg = dict(type=cls.__name__, arch=match_variant(cls.arch_zoo, arch, num_stages))
+        if num_stages < 4:
+            cfg['out_indices'] = tuple(range(num_stages))
+        return cfg, {}

@@ -12,6 +12,8 @@ Maps are (B, H, W, C) between blocks; with a class token, which has no place on 
 (B, 1 + H * W, C).
 """
 
+import math
+from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from ...checkpoints import Converted
 from ..layers import Attention, Block, LayerNorm2d, PatchEmbedding, init_linear_weights
-from .base import Backbone
+from .base import Backbone, count_weights, weight_shape
 
 
 class ResidualConv(nn.Sequential):
@@ -125,6 +127,7 @@ class PlainViT(Backbone):
         [(1, 192, 4, 6), (1, 192, 4, 6)]
     """
 
+    family = 'plainvit'
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'tiny': dict(embed_dims=192, num_layers=12, num_heads=3, mlp_ratio=4),
         'small': dict(embed_dims=384, num_layers=12, num_heads=6, mlp_ratio=4),
@@ -298,3 +301,118 @@ class PlainViT(Backbone):
         if not param_name.startswith(prefix) or part == 'norm' or 'residual' in rest:
             return num_depths - 1, num_depths
         return 0 if part == 'stem' else int(rest[0]) + 1, num_depths
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config.
+
+        Assumes, where nothing tells, the number of heads (see :func:`infer_plain_arch`), windows of 14 x 14 tokens
+        beside residual convolutions, and the grid nearest to a square for positions.
+        """
+        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo)
+        with_cls_token = 'cls_token' in state_dict
+        cfg = dict(
+            type=cls.__name__,
+            arch=next((name for name, variant in cls.arch_zoo.items() if variant == arch), arch),
+            with_cls_token=with_cls_token,
+            final_norm='norm.weight' in state_dict,
+        )
+        residual = [block for block in range(arch['num_layers']) if f'blocks.{block}.residual.0.weight' in state_dict]
+        if residual:
+            cfg['residual_block_indexes'] = residual
+        img_grid = None
+        if 'blocks.0.attn.rel_pos_h' in state_dict:
+            cfg['use_rel_pos'] = True
+            window_size, global_blocks, img_grid = infer_attention_areas(
+                state_dict, arch['num_layers'], evenly=not residual
+            )
+            cfg['window_size'] = window_size
+            if img_grid in (None, (window_size, window_size)):  # all tables have one size
+                assumed.update(window_size=window_size, global_attn_indexes=global_blocks)
+            if global_blocks:
+                cfg['global_attn_indexes'] = global_blocks
+        elif residual:
+            cfg['window_size'] = assumed['window_size'] = 14
+
+        num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - with_cls_token
+        patch_size = weight_shape(state_dict, 'patch_embed.proj.weight', 4)[-1]
+        fits = img_grid is not None and math.prod(img_grid) == num_patches
+        grid = img_grid if fits else nearest_grid(num_patches)
+        img_grid = img_grid or grid
+        cfg['img_size'] = _pixels(img_grid, patch_size)
+        if grid != img_grid:
+            cfg['pretrain_img_size'] = _pixels(grid, patch_size)
+        if grid[0] != grid[1] and not fits:
+            name = 'img_size' if grid == img_grid else 'pretrain_img_size'
+            assumed[name] = cfg[name]
+        if patch_size != 16:
+            cfg['patch_size'] = patch_size
+        return cfg, assumed
+
+
+def infer_plain_arch(
+    state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]]
+) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Infers width, depth, heads and MLP ratio of plain blocks.
+
+    Relative positions tell the number of heads. Without them, it is assumed to be that of a published variant, or the
+    one with heads of 64 channels or a little more.
+
+    Args:
+        state_dict: Weights of a backbone, without a prefix.
+        arch_zoo: Published variants.
+
+    Returns:
+        The variant, and the part of it that was assumed.
+    """
+    num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
+    hidden_dim, dim = weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
+    arch = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=hidden_dim / dim)
+    if 'blocks.0.attn.rel_pos_h' in state_dict:
+        head_dim = weight_shape(state_dict, 'blocks.0.attn.rel_pos_h', 2)[1]
+        if dim % head_dim:
+            raise ValueError(f'blocks.0.attn.rel_pos_h has {head_dim} channels, which do not divide {dim}')
+        return dict(arch, num_heads=dim // head_dim), {}
+    published = (variant['num_heads'] for variant in arch_zoo.values() if {**variant, **arch} == variant)
+    nearest = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
+    num_heads = next(published, nearest)
+    return dict(arch, num_heads=num_heads), dict(num_heads=num_heads)
+
+
+def infer_attention_areas(
+    state_dict: Dict[str, Tensor], num_layers: int, evenly: bool
+) -> Tuple[int, Tuple[int, ...], Optional[Tuple[int, int]]]:
+    """Infers from relative positions where blocks attend: most in windows, the others to the whole image.
+
+    Args:
+        state_dict: Weights of a backbone, without a prefix.
+        num_layers: Number of blocks.
+        evenly: Assume four evenly spaced global blocks if all blocks have tables of one size.
+
+    Returns:
+        Side of the windows in tokens, the global blocks, and the grid (H, W) of their relative positions. The grid is
+        that of a window if the global blocks were assumed, and None if there are none.
+    """
+    lengths = [
+        tuple(weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] for axis in 'hw')
+        for block in range(num_layers)
+    ]
+    length = Counter(lengths).most_common(1)[0][0][0]
+    global_blocks = tuple(block for block in range(num_layers) if lengths[block] != (length, length))
+    if not global_blocks and evenly and num_layers >= 4:
+        global_blocks = tuple((i + 1) * num_layers // 4 - 1 for i in range(4))
+    grid = tuple((x + 1) // 2 for x in lengths[global_blocks[0]]) if global_blocks else None
+    return (length + 1) // 2, global_blocks, grid
+
+
+def nearest_grid(num_patches: int) -> Tuple[int, int]:
+    """Returns rows and columns of the grid nearest to a square, at least as wide as high."""
+    if num_patches < 1:
+        raise ValueError('pos_embed has no position of a patch')
+    rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
+    return rows, num_patches // rows
+
+
+def _pixels(grid: Tuple[int, int], patch_size: int) -> Union[int, Tuple[int, int]]:
+    height, width = (side * patch_size for side in grid)
+    return height if height == width else (height, width)
