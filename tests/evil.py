@@ -19,7 +19,7 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmvitzoo.checkpoints import CheckpointError, load
-from mmvitzoo.checkpoints.unpickling import ArrayUnpickler
+from mmvitzoo.checkpoints.safe_pickle import ArrayUnpickler
 
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 
@@ -241,7 +241,7 @@ FORBIDDEN = [
     *('numpy._core.multiarray.fromfile', 'numpy.core.records.fromfile', 'numpy.testing._private.utils.runstring'),
     *(f'{HISTORY}.__init__', f'{HISTORY}.__init__.__globals__', 'mmengine.logging.history_buffer.np.load'),
     *('argparse.Namespace.__init__', 'collections.OrderedDict.fromkeys', 'numpy.dtype.__setstate__', 'argparse._sys'),
-    *('sys.modules', 'sys.setrecursionlimit', 'mmvitzoo.checkpoints.save', 'mmvitzoo.checkpoints.unpickling.refuse'),
+    *('sys.modules', 'sys.setrecursionlimit', 'mmvitzoo.checkpoints.save', 'mmvitzoo.checkpoints.safe_pickle.refuse'),
 ]
 
 

@@ -44,7 +44,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmvitzoo.checkpoints import reading
-from mmvitzoo.checkpoints.unpickling import ArrayUnpickler
+from mmvitzoo.checkpoints.safe_pickle import ArrayUnpickler
 
 WEIGHTS = {'stem.weight': torch.arange(12.0).view(3, 4), 'stem.bias': torch.ones(3, dtype=torch.float16)}
 
