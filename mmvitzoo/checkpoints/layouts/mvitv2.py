@@ -114,9 +114,7 @@ LAYOUTS = [
                     'package, like the published ones, do not'
                 ),
                 prefix + 'cls_token': _CLASS_TOKEN,
-                prefix + 'pos_embed': Unsupported(
-                    'are absolute positions, which only the first version of MViT has'
-                ),
+                prefix + 'pos_embed': Unsupported('are absolute positions, which only the first version of MViT has'),
                 **(unchanged('head.fc.{leaf}') if prefix else {}),
             },
         )
@@ -133,7 +131,7 @@ LAYOUTS = [
         ('backbone.patch_embed.proj.weight', 'backbone.blocks.0.attn.pool_q.weight'),
         {
             **backbone_under('backbone.', OURS),
-            'backbone.{rest}': Unsupported('is no weight of this package\'s MViTv2'),
+            'backbone.{rest}': Unsupported("is no weight of this package's MViTv2"),
             **unchanged('{rest}'),
         },
     ),

@@ -323,7 +323,9 @@ class ViTAE(PlainViT):
         is_assumed_grid = grid is not None and grid[0] != grid[1]
         global_blocks, is_told = (), False
         if 'blocks.0.attn.rel_pos_h' in state_dict:
-            window_size, global_blocks, rel_pos_grid = infer_attention_areas(state_dict, arch['num_layers'], evenly=True)
+            window_size, global_blocks, rel_pos_grid = infer_attention_areas(
+                state_dict, arch['num_layers'], evenly=True
+            )
             cfg['window_size'] = window_size
             is_told = rel_pos_grid not in (None, (window_size, window_size))
             if rel_pos_grid:

@@ -11,7 +11,21 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from evil import CLAIMS, FILES, FORBIDDEN, array, attacks, call, little_memory, name, outcome, program, same, stored, write
+from evil import (
+    CLAIMS,
+    FILES,
+    FORBIDDEN,
+    array,
+    attacks,
+    call,
+    little_memory,
+    name,
+    outcome,
+    program,
+    same,
+    stored,
+    write,
+)
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from mmvitzoo.checkpoints import load
