@@ -79,17 +79,6 @@ def backbone_under(prefix: str, table: Mapping[str, str]) -> Dict[str, str]:
     return {prefix + theirs: 'backbone.' + ours for theirs, ours in table.items()}
 
 
-def get_weight(state_dict: Dict[str, Tensor], key: str, *num_dims: int) -> Tensor:
-    """Returns a weight, or raises ValueError if it is missing or has another number of dimensions."""
-    if key not in state_dict:
-        raise ValueError(f'{key} is missing')
-    value = state_dict[key]
-    if value.dim() not in num_dims:
-        expected = ' or '.join(map(str, num_dims))
-        raise ValueError(f'{key} has shape {tuple(value.shape)}, expected {expected} dimensions')
-    return value
-
-
 def _pattern(template: str) -> str:
     def group(match: 're.Match') -> str:
         return f'(?P<{match[1]}>{FIELDS.get(match[1], "[0-9]{1,4}")})'

@@ -6,9 +6,10 @@ from typing import Dict
 
 from torch import Tensor
 
+from ...models.backbones.base import weight_shape
 from ..reading import CheckpointError
 from .detectron2 import heads
-from .layout import Dropped, Layout, Unsupported, backbone_under, get_weight, unchanged
+from .layout import Dropped, Layout, Unsupported, backbone_under, unchanged
 
 _BLOCKS = unchanged(
     'blocks.{b}.norm{i}.{leaf}',
@@ -99,8 +100,8 @@ def drop_classifier(state_dict: Dict[str, Tensor], dropped: Dict[str, str], head
         head: Name of the linear classifier in the file.
     """
     if 'dist_token' in dropped:
-        positions = get_weight(state_dict, 'backbone.pos_embed', 3)
-        state_dict['backbone.pos_embed'] = positions[:, [0, *range(2, positions.shape[1])]]
+        _, num_positions, _ = weight_shape(state_dict, 'backbone.pos_embed', 3)
+        state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'][:, [0, *range(2, num_positions)]]
     if _CLASSIFIER.reason in dropped.values():
         for leaf in ('weight', 'bias'):
             if state_dict.pop(f'head.fc.{leaf}', None) is not None:
@@ -109,33 +110,31 @@ def drop_classifier(state_dict: Dict[str, Tensor], dropped: Dict[str, str], head
 
 def drop_cls_position(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Drops the position of a class token that the source keeps without the token."""
-    name = 'backbone.pos_embed'
-    positions = get_weight(state_dict, name, 3)
-    num_patches = positions.shape[1] - 1
+    num_patches = weight_shape(state_dict, 'backbone.pos_embed', 3)[1] - 1
     if num_patches and math.isqrt(num_patches) ** 2 == num_patches:
-        state_dict[name] = positions[:, 1:]
+        state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'][:, 1:]
         dropped['pos_embed[:, :1]'] = 'position of a class token, which the model does not have'
 
 
 def flatten_positions(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Makes Segment Anything's positions, (1, H, W, C), a sequence, (1, H * W, C)."""
-    positions = get_weight(state_dict, 'backbone.pos_embed', 3, 4)
-    if positions.dim() == 4:
-        state_dict['backbone.pos_embed'] = positions.flatten(1, 2)
+    if len(weight_shape(state_dict, 'backbone.pos_embed', 3, 4)) == 4:
+        state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'].flatten(1, 2)
 
 
 def add_patch_bias(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Adds the bias that MMSegmentation 1.2's patch embedding lacks by default."""
-    weight = get_weight(state_dict, 'backbone.patch_embed.proj.weight', 4)
-    state_dict.setdefault('backbone.patch_embed.proj.bias', weight.new_zeros(len(weight)))
+    dim = weight_shape(state_dict, 'backbone.patch_embed.proj.weight', 4)[0]
+    bias = state_dict['backbone.patch_embed.proj.weight'].new_zeros(dim)
+    state_dict.setdefault('backbone.patch_embed.proj.bias', bias)
 
 
 def fold_scale(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Multiplies relative positions by the scale of the queries: their repository applies them to scaled queries."""
     for key in state_dict:
         if key.endswith(('rel_pos_h', 'rel_pos_w')):
-            table = get_weight(state_dict, key, 2)
-            state_dict[key] = table * table.shape[1] ** -0.5
+            _, head_dim = weight_shape(state_dict, key, 2)
+            state_dict[key] = state_dict[key] * head_dim**-0.5
 
 
 def refuse_residual(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -161,35 +161,18 @@ class Backbone(BaseModule):
         raise NotImplementedError
 
 
-def weight_shape(state_dict: Dict[str, Tensor], key: str, num_dims: int) -> Tuple[int, ...]:
-    """Returns the shape of a weight.
-
-    Args:
-        state_dict: Weights of a backbone.
-        key: Name of the weight.
-        num_dims: Number of dimensions that it must have.
-
-    Raises:
-        ValueError: The weight is missing or has another number of dimensions.
-    """
+def weight_shape(state_dict: Dict[str, Tensor], key: str, *num_dims: int) -> Tuple[int, ...]:
+    """Returns the shape of a weight; raises ValueError if it is missing or has none of the numbers of dimensions."""
     if key not in state_dict:
         raise ValueError(f'{key} is missing')
     shape = tuple(state_dict[key].shape)
-    if len(shape) != num_dims:
-        raise ValueError(f'{key} has shape {shape}, expected {num_dims} dimensions')
+    if len(shape) not in num_dims:
+        raise ValueError(f'{key} has shape {shape}, expected {" or ".join(map(str, num_dims))} dimensions')
     return shape
 
 
 def count_weights(state_dict: Dict[str, Tensor], template: str) -> int:
-    """Counts weights that are numbered from 0 without a gap.
-
-    Args:
-        state_dict: Weights of a backbone.
-        template: Name of the weights, with ``{}`` for the number.
-
-    Raises:
-        ValueError: There is no weight with number 0.
-    """
+    """Counts weights from number 0 on, where ``template`` has ``{}``; raises ValueError if there is none."""
     number = 0
     while template.format(number) in state_dict:
         number += 1
@@ -201,20 +184,9 @@ def count_weights(state_dict: Dict[str, Tensor], template: str) -> int:
 def match_variant(
     arch_zoo: Dict[str, Dict[str, Any]], arch: Dict[str, Sequence], num_stages: int
 ) -> Union[str, Dict[str, Sequence]]:
-    """Finds the published variant with certain stages.
+    """Returns the name of the published variant with certain stages, or ``arch`` if there is none.
 
-    A backbone that returns only early maps has no later stages: its variant has to be a published one.
-
-    Args:
-        arch_zoo: Published variants, whose values are given by stage.
-        arch: Values of the stages that are there.
-        num_stages: Number of these stages.
-
-    Returns:
-        Name of the variant, or ``arch`` if there are four stages of no published variant.
-
-    Raises:
-        ValueError: There is another number of stages, and no published variant has them.
+    A backbone that returns only early maps has no later stages. Then ValueError is raised if no variant matches.
     """
     for name, variant in arch_zoo.items():
         if {key: values[:num_stages] for key, values in variant.items()} == arch:

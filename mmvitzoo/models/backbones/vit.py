@@ -353,17 +353,10 @@ class PlainViT(Backbone):
 def infer_plain_arch(
     state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]]
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Infers width, depth, heads and MLP ratio of plain blocks.
+    """Infers width, depth, heads and MLP ratio of plain blocks, and returns the assumed ones a second time.
 
     Relative positions tell the number of heads. Without them, it is assumed to be that of a published variant, or the
     one with heads of 64 channels or a little more.
-
-    Args:
-        state_dict: Weights of a backbone, without a prefix.
-        arch_zoo: Published variants.
-
-    Returns:
-        The variant, and the part of it that was assumed.
     """
     num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
     hidden_dim, dim = weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
@@ -387,11 +380,11 @@ def infer_attention_areas(
     Args:
         state_dict: Weights of a backbone, without a prefix.
         num_layers: Number of blocks.
-        evenly: Assume four evenly spaced global blocks if all blocks have tables of one size.
+        evenly: Assume four evenly spaced global blocks if the tables of all blocks have one size.
 
     Returns:
-        Side of the windows in tokens, the global blocks, and the grid (H, W) of their relative positions. The grid is
-        that of a window if the global blocks were assumed, and None if there are none.
+        Side of the windows in tokens, the global blocks, and the grid (H, W) of their tables: that of a window if the
+        blocks were assumed, None if there are none.
     """
     lengths = [
         tuple(weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] for axis in 'hw')
