@@ -122,6 +122,20 @@ def flatten_positions(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) ->
         state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'].flatten(1, 2)
 
 
+def map_positions(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Makes positions, (1, H * W, C), a map, (1, H, W, C), with the sides of relative positions or equal ones."""
+    positions = state_dict['backbone.pos_embed']
+    number, tables = positions.shape[1], [key[:-1] for key in state_dict if key.endswith('.rel_pos_h')]
+    grids = [tuple((len(state_dict[table + axis]) + 1) // 2 for axis in 'hw') for table in tables]
+    grids.append((math.isqrt(number), math.isqrt(number)))
+    grid = next((grid for grid in grids if math.prod(grid) == number), None)
+    if grid is None:
+        raise CheckpointError(
+            f'plainvit/timm-sam needs the sides of the map of {number} positions, which nothing tells'
+        )
+    return {**state_dict, 'backbone.pos_embed': positions.unflatten(1, grid)}
+
+
 def add_patch_bias(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Adds the bias that MMSegmentation 1.2's patch embedding lacks by default."""
     dim = weight_shape(state_dict, 'backbone.patch_embed.proj.weight', 4)[0]
@@ -207,6 +221,7 @@ LAYOUTS = [
             'head.{rest}': Dropped("Segment Anything's own neck"),
         },
         flatten_positions,
+        map_positions,
     ),
     # This package's: of a whole model, of a backbone alone with relative positions, and without them.
     _layout(

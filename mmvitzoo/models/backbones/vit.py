@@ -360,16 +360,19 @@ def infer_plain_arch(
     """
     num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
     hidden_dim, dim = weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
-    arch = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=hidden_dim / dim)
+    mlp_ratio = hidden_dim / dim
+    assumed = {}
     if 'blocks.0.attn.rel_pos_h' in state_dict:
         head_dim = weight_shape(state_dict, 'blocks.0.attn.rel_pos_h', 2)[1]
         if dim % head_dim:
             raise ValueError(f'blocks.0.attn.rel_pos_h has {head_dim} channels, which do not divide {dim}')
-        return dict(arch, num_heads=dim // head_dim), {}
-    published = (variant['num_heads'] for variant in arch_zoo.values() if {**variant, **arch} == variant)
-    nearest = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
-    num_heads = next(published, nearest)
-    return dict(arch, num_heads=num_heads), dict(num_heads=num_heads)
+        num_heads = dim // head_dim
+    else:
+        known = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=mlp_ratio)
+        published = (variant['num_heads'] for variant in arch_zoo.values() if {**variant, **known} == variant)
+        nearest = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
+        num_heads = assumed['num_heads'] = next(published, nearest)
+    return dict(embed_dims=dim, num_layers=num_layers, num_heads=num_heads, mlp_ratio=mlp_ratio), assumed
 
 
 def infer_attention_areas(

@@ -141,7 +141,7 @@ def test_early_stages_of_a_published_variant():
 
 
 @pytest.mark.parametrize('name', ['MPViT', 'MViTv2', 'ScalableViT', 'PlainViT', 'ViTAE'])
-def test_published_variants_are_recognised(name):
+def test_published_variants_are_recognized(name):
     for arch in MODELS.get(name).arch_zoo:
         with torch.device('meta'):
             weights = MODELS.build(dict(type=name, arch=arch)).state_dict()
@@ -168,7 +168,7 @@ def test_config_of_a_detector_is_inferred(name):
 def test_tables_never_swap_queries_keys_and_values(family):
     """A part of a key that names one of them is on both sides of a table."""
     names = {'q_bias', 'v_bias', 'rel_pos_h', 'rel_pos_w', 'qkv', 'kqv', 'kv'}
-    names |= {f'{kind}{name}' for kind in ('', 'pool_', 'norm_') for name in 'qkv'}
+    names |= {f'{prefix}{name}' for prefix in ('', 'pool_', 'norm_') for name in 'qkv'}
     found = 0
     for layout in LAYOUTS:
         rules = [(theirs, ours) for theirs, ours in layout.table.items() if isinstance(ours, str)]

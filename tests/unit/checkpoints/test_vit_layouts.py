@@ -285,13 +285,21 @@ def test_mmpretrain_head_after_a_hidden_layer_is_dropped():
     assert result.dropped.keys() == heads and not any(key.startswith('head.') for key in result.state_dict)
 
 
-def test_encoder_of_segment_anything():
+@pytest.mark.parametrize('width', [96, 128])
+def test_encoder_of_segment_anything(width):
     """timm stores its positions as a map."""
-    weights = vitdet(pretrain_img_size=None).state_dict()
-    theirs = {**weights, 'pos_embed': weights['pos_embed'].unflatten(1, (6, 6)), 'neck.0.weight': torch.zeros(8, 48)}
+    weights = vitdet(img_size=(96, width), pretrain_img_size=None).state_dict()
+    positions = weights['pos_embed'].unflatten(1, (6, width // 16))
+    theirs = {**weights, 'pos_embed': positions, 'neck.0.weight': torch.zeros(8, 48)}
     result = convert(theirs)
     assert result.source == 'timm-sam' and list(result.dropped) == ['neck.0.weight']
     assert_same(result.backbone, dict(weights))
+    del theirs['neck.0.weight']
+    assert_same(export(result.state_dict, 'plainvit', 'timm-sam'), theirs)
+    assert_same(convert(theirs).backbone, dict(weights))
+    result.state_dict['backbone.pos_embed'] = torch.zeros(1, 10, 48)
+    with pytest.raises(CheckpointError, match='the map of 10 positions, which nothing tells'):
+        export(result.state_dict, 'plainvit', 'timm-sam')
 
 
 @pytest.mark.parametrize(
