@@ -1,15 +1,15 @@
-# make demo        trains a detector from scratch on the demonstration data and draws what it sees
-# make test        lint, unit tests and short trainings through the toolboxes, within 10 minutes
-# make test-unit   unit tests alone, within 3 minutes
-# make test-slow   the rest: documentation, exports, resumed trainings, hostile files, within 25 minutes
-# make fuzz        ten times as many hostile files and state dicts as in test-slow
-# make docs        builds the documentation, from docs/_build/index.html on
+# make demo        train a detector from scratch on the demonstration data and draw its predictions
+# make test        run the linter, unit tests and short trainings in the toolboxes (up to 10 minutes)
+# make test-unit   run the unit tests only (up to 3 minutes)
+# make test-slow   run the slow tests: documentation, exports, resumed trainings, hostile files (up to 25 minutes)
+# make fuzz        run ten times as many hostile files and state dicts as test-slow
+# make docs        build the documentation in docs/_build
 #
-# Each makes a virtual environment with the pinned stack first and adds what it needs.
-# STACK=onedl     the second stack
-# OPS=compiled    compiles mmcv's operators, instead of taking those of torchvision
-# ARGS=...        arguments of pytest
-# PYTHON, VENV    the interpreter, and the folder of the environment
+# Each target first creates a virtual environment with the pinned stack and installs the packages of the target.
+# STACK=onedl     use the second stack
+# OPS=compiled    compile the operators of mmcv instead of using those of torchvision
+# ARGS=...        arguments for pytest
+# PYTHON, VENV    Python interpreter, folder of the environment
 
 STACK ?= openmmlab
 OPS ?= torchvision
@@ -20,20 +20,20 @@ VENV ?= .venv$(if $(filter openmmlab,$(STACK)),,-$(STACK))$(if $(filter torchvis
 MIM_DET := $(if $(filter onedl,$(STACK)),onedl-mmdetection,mmdet)
 DEMO_CONFIG := configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py
 DEMO_DIR := work_dirs/demo
-SETUP = @test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }; \
+SETUP = @test -n "$(PYTHON)" || { echo "Python was not found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }; \
 	$(PYTHON) tools/setup_env.py --stack $(STACK) --ops $(OPS) --venv $(VENV) --for
-# As many processes as cores that may be used; each takes up to 2 GB.
+# One process per available core, at most 8; each takes up to 2 GB of memory.
 PYTEST = python -m pytest -n $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0))))') --dist worksteal
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MPLBACKEND := Agg
-# Threads that wait for each other sleep after a short while instead of spinning. Beside a busy process spinning
-# makes a training ten times slower; on a quiet machine, sleeping at once makes it 40% slower.
+# Waiting OpenMP threads spin only briefly. On a machine with other busy processes, unlimited spinning makes a training
+# ten times slower. On an idle machine, not spinning at all makes it 40% slower.
 ifndef OMP_WAIT_POLICY
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 1000
 endif
-# Operators that were compiled without nvcc cannot run on a GPU.
+# Without nvcc, the operators are compiled for the CPU only.
 ifeq ($(OPS)$(shell command -v nvcc 2> /dev/null),compiled)
 export CUDA_VISIBLE_DEVICES :=
 endif
@@ -52,7 +52,7 @@ demo:
 		--out $(DEMO_DIR)/predictions.png
 	python tools/analysis_tools/curves.py $(DEMO_DIR) --out $(DEMO_DIR)/curves.png
 
-# The second stack runs the tests that depend on the toolboxes, not those of the package alone.
+# On the second stack, run only the tests that depend on the toolboxes.
 test: lint
 	$(PYTEST) -m "not slow$(if $(filter onedl,$(STACK)), and stack)" $(ARGS)
 

@@ -1,4 +1,4 @@
-"""Builds mmvitzoo; an installed package carries its configs and tools under ``mmvitzoo/.mim``."""
+"""Builds mmvitzoo. An installed package contains its configs and tools in ``mmvitzoo/.mim``."""
 
 import os
 import shutil
@@ -8,11 +8,11 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-MIM_EXTENSION = ('configs', 'tools', 'model-index.yml')  # where openmim looks for them
+MIM_EXTENSION = ('configs', 'tools', 'model-index.yml')  # openmim reads these from the .mim folder of a package
 
 
 class BuildWithMim(build_py):
-    """Adds ``mmvitzoo/.mim``: copies in a wheel, links to the sources in an editable install."""
+    """Build command that adds ``mmvitzoo/.mim``: copies in a wheel, symbolic links in an editable install."""
 
     def run(self):
         super().run()
@@ -56,7 +56,7 @@ setup(
     packages=find_packages(include=['mmvitzoo', 'mmvitzoo.*']),
     install_requires=read_requirements('runtime.txt'),
     extras_require={
-        # A stack for an environment that has PyTorch; without a compiler, see docs/operators.md.
+        # The toolboxes, for an environment with PyTorch. For machines without a compiler, see docs/operators.md.
         'openmmlab': [line for line in read_requirements('openmmlab.txt') if not line.startswith('torch')],
         **{name: read_requirements(f'{name}.txt') for name in ('app', 'export', 'demo', 'tests')},
     },

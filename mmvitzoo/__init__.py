@@ -1,17 +1,18 @@
 """Vision-transformer backbones for OpenMMLab.
 
-``custom_imports = dict(imports=['mmvitzoo'])`` in a config is all it takes: importing this package
-checks what it stands on, registers every model and hook and lets MMEngine load its own checkpoints.
+A config needs ``custom_imports = dict(imports=['mmvitzoo'])``. Importing this package checks the installed
+versions, registers all models and hooks, and allows MMEngine to load its own checkpoints with PyTorch >= 2.6.
 """
 
 import re
+import warnings
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
 from .version import __version__
 
-# Module, oldest version that works, and what to type if it is missing or older.
+# Module, minimum version, command that installs it.
 REQUIRED = (
     ('torch', '2.1.0', 'pip install "torch>=2.1"'),
     ('mmengine', '0.10.0', 'pip install mmengine'),
@@ -20,7 +21,7 @@ REQUIRED = (
     ('timm', '0.9.0', 'pip install "timm>=0.9"'),
     ('safetensors', '0.3.1', 'pip install "safetensors>=0.3.1"'),
 )
-# Toolboxes that may be there: distributions, oldest version that works. They are not imported for it.
+# Optional toolboxes: distribution, minimum version, command that installs it. They are not imported for the check.
 TOOLBOXES = (
     ('mmdet', '3.0.0', 'mim install "mmdet>=3.0.0"'),
     ('mmsegmentation', '1.0.0', 'mim install "mmsegmentation>=1.0.0"'),
@@ -28,34 +29,36 @@ TOOLBOXES = (
 )
 
 
-def _numbers(version: str) -> list:
+def _parse_version(version: str) -> list:
     return [int(number) for number in re.findall('[0-9]+', version)[:3]]
 
 
 def _check_requirements() -> None:
-    for name, oldest, remedy in REQUIRED:
+    """Raises ImportError if a required package is missing or too old; warns if a toolbox is too old."""
+    for name, minimum, command in REQUIRED:
         try:
             version = getattr(import_module(name), '__version__', None)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
             version = None
-        if version is None:  # also a folder that pip uninstall left, which has no version
-            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, which is not installed: {remedy}')
-        if _numbers(version) < _numbers(oldest):
-            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, found {version}: {remedy}')
-    for name, oldest, remedy in TOOLBOXES:
+        if version is None:  # an empty folder left by pip uninstall can be imported, too
+            raise ImportError(f'mmvitzoo requires {name} >= {minimum}, which is not installed: {command}')
+        if _parse_version(version) < _parse_version(minimum):
+            raise ImportError(f'mmvitzoo requires {name} >= {minimum}, found {version}: {command}')
+    for name, minimum, command in TOOLBOXES:
         try:
             version = installed_version(name)
         except PackageNotFoundError:
             continue
-        if _numbers(version) < _numbers(oldest):
-            raise ImportError(f'mmvitzoo needs {name} >= {oldest}, found {version}: {remedy}')
+        if _parse_version(version) < _parse_version(minimum):
+            warnings.warn(f'mmvitzoo supports {name} >= {minimum}, found {version}: {command}', stacklevel=2)
 
 
 _check_requirements()
 
 from .checkpoints import trust_mmengine_checkpoints  # noqa: E402
+from .models.layers import optimize_for_inference  # noqa: E402
 from .ops import suggest_install  # noqa: E402
 from .registry import MODELS  # noqa: E402
 from .zoo import get_config, list_models  # noqa: E402
@@ -65,4 +68,4 @@ trust_mmengine_checkpoints()
 import_module('mmvitzoo.models')
 import_module('mmvitzoo.engine')
 
-__all__ = ['MODELS', '__version__', 'get_config', 'list_models']
+__all__ = ['MODELS', '__version__', 'get_config', 'list_models', 'optimize_for_inference']

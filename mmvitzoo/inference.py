@@ -1,7 +1,7 @@
-"""Models with their weights, and what they see in images: one way for three toolboxes.
+"""Inference with models of MMDetection, MMSegmentation and MMPretrain through one interface.
 
-The toolboxes predict and draw. Files of weights are read by :func:`mmvitzoo.checkpoints.load`, so that
-authors' files work as they are and none executes code.
+The toolboxes predict and draw. Checkpoints are read by :func:`mmvitzoo.checkpoints.load`, which converts the authors'
+files and executes no code from them.
 """
 
 import copy
@@ -21,109 +21,113 @@ from torch import nn
 
 from .checkpoints import CheckpointError, convert, load
 from .engine.launch import TOOLBOXES
+from .models.layers import optimize_for_inference
 from .zoo import get_config
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-TOP = 5  # classes that are told of a classification
+TOPK = 5  # classes reported by a classifier
 
 
 def load_model(config: Union[str, Path, Config], checkpoint: Union[str, Path, None] = None) -> nn.Module:
-    """The model of a config, ready for inference on the CPU.
+    """Builds a model from a config for inference on the CPU.
 
     Args:
-        config: A file, a name of :func:`mmvitzoo.list_models`, or a config of MMDetection,
+        config: Path of a config, a name from :func:`mmvitzoo.list_models`, or a loaded config of MMDetection,
             MMSegmentation or MMPretrain.
-        checkpoint: See :func:`load_weights`; None leaves random weights.
+        checkpoint: Path or URL of a checkpoint for :func:`load_weights`. None leaves the weights random.
 
     Returns:
-        In evaluation mode, without SyncBN, which has no CPU version.
+        The model in evaluation mode. SyncBN is replaced by BatchNorm, since SyncBN does not run on a CPU.
 
     Raises:
-        ValueError: There is no such config, or its ``default_scope`` is none of the three toolboxes.
+        ValueError: There is no such config, or its ``default_scope`` is not one of the three toolboxes.
         FileNotFoundError: There is no such checkpoint.
-        CheckpointError: It cannot be read or does not fit.
+        CheckpointError: The checkpoint cannot be read or does not fit the model.
     """
     config = copy.deepcopy(config) if isinstance(config, Config) else get_config(str(config))
     if config.get('default_scope') not in TOOLBOXES:
-        raise ValueError(f'default_scope is one of {", ".join(TOOLBOXES)}, got {config.get("default_scope")!r}')
-    if 'data_preprocessor' in config:  # where MMPretrain has it, and puts it into the model as it trains
+        raise ValueError(f'default_scope must be one of {", ".join(TOOLBOXES)}, got {config.get("default_scope")!r}')
+    if 'data_preprocessor' in config:  # MMPretrain's position; its runner copies it into the model
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
-    model.cfg = model._config = config  # where the toolboxes' functions for inference look for it
+    model.cfg = model._config = config  # the toolboxes' inference functions read it from there
     if checkpoint is not None:
         load_weights(model, checkpoint)
     return model
 
 
 def load_weights(model: nn.Module, checkpoint: Union[str, Path]) -> None:
-    """Loads a whole model's weights, converting authors' files.
+    """Loads a checkpoint into a whole model; converts the authors' layouts.
 
     Args:
-        model: Of MMDetection, MMSegmentation or MMPretrain.
-        checkpoint: Of a training, or a file or address in any layout that
-            :func:`mmvitzoo.checkpoints.convert` knows.
+        model: Model of MMDetection, MMSegmentation or MMPretrain.
+        checkpoint: Path or URL of a checkpoint written by MMEngine, or in a layout that
+            :func:`mmvitzoo.checkpoints.convert` supports.
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: It cannot be read, or does not have exactly the model's weights.
+        CheckpointError: The file cannot be read, or its keys or shapes differ from the model's.
     """
-    weights, own = load(checkpoint), model.state_dict().keys()
-    if not weights.keys() >= {key for key in own if key.startswith('backbone.')}:
+    weights, expected = load(checkpoint), model.state_dict().keys()
+    if not weights.keys() >= {key for key in expected if key.startswith('backbone.')}:
         try:
             weights = convert(weights).state_dict
         except CheckpointError as error:
             raise CheckpointError(f'{checkpoint}: {error}') from error
-    reasons = []
-    for keys, reason in ((own - weights.keys(), 'lacks'), (weights.keys() - own, 'has what the model has not:')):
+    differences = []
+    for label, keys in (('missing key', expected - weights.keys()), ('unexpected key', weights.keys() - expected)):
         if keys:
             others = f' and {len(keys) - 1} more' if len(keys) > 1 else ''
-            reasons.append(f'{reason} {min(keys)}{others}')
-    if reasons:
-        raise CheckpointError(f'{checkpoint}: does not fit the config: {"; ".join(reasons)}')
+            differences.append(f'{label} {min(keys)}{others}')
+    if differences:
+        raise CheckpointError(f'{checkpoint}: does not fit the config: {"; ".join(differences)}')
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:  # after a first line come the weights of other shapes
+    except RuntimeError as error:  # the second line names the first weight with another shape
         raise CheckpointError(f'{checkpoint}: does not fit the config: {str(error).splitlines()[1].strip()}') from None
 
 
 def find_images(path: Union[str, Path]) -> List[Path]:
-    """An image, or those in a folder and in the folders below it, sorted.
+    """Lists the images in a folder.
 
     Args:
-        path: Of an image with any suffix, or of a folder, where images are files with one of ``IMAGE_SUFFIXES``.
+        path: Folder, searched recursively for files with one of ``IMAGE_SUFFIXES``; or one image with any suffix.
+
+    Returns:
+        Sorted paths.
 
     Raises:
-        FileNotFoundError: There is no such file or folder, or no image in the folder.
+        FileNotFoundError: There is no such file or folder, or the folder contains no image.
     """
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f'{path}: no such image or folder')
-    found = sorted(x for x in path.rglob('*') if x.suffix.lower() in IMAGE_SUFFIXES and x.is_file())
-    if not found:
+    images = sorted(x for x in path.rglob('*') if x.suffix.lower() in IMAGE_SUFFIXES and x.is_file())
+    if not images:
         raise FileNotFoundError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
-    return found
+    return images
 
 
 def read_image(path: Union[str, Path]) -> np.ndarray:
-    """An image as the toolboxes read it.
+    """Reads an image as the toolboxes do, and converts it to RGB.
 
     Args:
-        path: Of a file in any format that OpenCV reads.
+        path: Image file in a format that OpenCV reads.
 
     Returns:
-        (H, W, 3) of uint8, RGB.
+        Image, (H, W, 3), uint8, RGB.
 
     Raises:
-        ValueError: There is no such file, or it is no image.
+        ValueError: There is no such file, or it is not an image.
     """
     if not Path(path).is_file():
         raise ValueError(f'{path}: no such image')
     try:
         image = mmcv.imread(str(path))
-    except cv2.error:  # of an empty file
+    except cv2.error:  # the file is empty
         image = None
     if image is None:
         raise ValueError(f'{path}: cannot be read as an image')
@@ -132,14 +136,15 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
 
 @dataclass
 class Prediction:
-    """What a model sees in an image.
+    """Prediction of a model for one image.
 
     Attributes:
-        picture: (H, W, 3) of uint8, RGB: the image with what was found drawn on it.
-        result: What was found, ready for JSON. A detector's ``objects``: class, score, box as x1 y1 x2 y2
-            in pixels, mask as COCO's run lengths if there is one; best first. A segmentor's ``classes``: class
-            and its share of the pixels, largest first. A classifier's ``classes``: class and score, the best five.
-        labels: (H, W) of uint8, a segmentor's number of the class of each pixel; else None.
+        picture: Image with the prediction drawn on it, (H, W, 3), uint8, RGB.
+        result: Prediction as a dictionary that can be written as JSON. Detectors return ``objects``, sorted by score,
+            with class, score, box (x1, y1, x2, y2 in pixels) and, for instance segmentation, mask (COCO RLE).
+            Segmentors return ``classes`` with class and share of the pixels, sorted by share. Classifiers return
+            ``classes`` with class and score, the five with the highest scores.
+        labels: Class index of each pixel, (H, W), uint8; None unless the model is a segmentor.
     """
 
     picture: np.ndarray
@@ -148,18 +153,18 @@ class Prediction:
 
 
 class Predictor:
-    """A config's model with weights, called with images.
+    """Model that predicts and draws the prediction for an image file, optimized for inference on a CPU.
 
     Args:
-        config: As for :func:`load_model`.
-        checkpoint: As for :func:`load_model`.
-        device: Of torch; None is the GPU if there is one.
-        score_thr: Detections below this score are left out.
+        config: Config, its path or its name, see :func:`load_model`.
+        checkpoint: Path or URL of a checkpoint. None leaves the weights random.
+        device: Torch device, such as ``'cuda:1'``. None selects the GPU if there is one, else the CPU.
+        score_thr: Score threshold; detections below it are dropped.
 
     Raises:
-        ValueError: There is no such config, or its ``default_scope`` is none of the three toolboxes.
+        ValueError: There is no such config, or its ``default_scope`` is not one of the three toolboxes.
         FileNotFoundError: There is no such checkpoint.
-        CheckpointError: It cannot be read or does not fit.
+        CheckpointError: The checkpoint cannot be read or does not fit the model.
     """
 
     def __init__(
@@ -169,22 +174,25 @@ class Predictor:
         device: Optional[str] = None,
         score_thr: float = 0.3,
     ):
-        self.model = load_model(config, checkpoint).to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.model = load_model(config, checkpoint).to(device)
+        if device.type == 'cpu':
+            optimize_for_inference(self.model)
         self.score_thr = score_thr
         self.scope = self.model.cfg.default_scope
-        # Of the data set, since authors' files do not name their classes.
+        # The class names come from the dataset, since the authors' checkpoints do not hold them.
         dataset = dict(self.model.cfg.test_dataloader.dataset, lazy_init=True)
         with DefaultScope.overwrite_default_scope(self.scope):
             self.metainfo = DATASETS.build(dataset).metainfo
 
     def __call__(self, path: Union[str, Path]) -> Prediction:
-        """Predicts.
+        """Predicts for an image file.
 
         Args:
-            path: Of an image.
+            path: Image file.
 
         Raises:
-            ValueError: There is no such file, or it is no image.
+            ValueError: There is no such file, or it is not an image.
         """
         predict = dict(mmdet=self._detect, mmseg=self._segment, mmpretrain=self._classify)[self.scope]
         image = read_image(path)
@@ -196,19 +204,17 @@ class Predictor:
         from mmdet.visualization import DetLocalVisualizer
 
         sample = inference_detector(self.model, path).cpu()
-        found = sample.pred_instances
-        found = sample.pred_instances = found[found.scores >= self.score_thr]
+        instances = sample.pred_instances
+        instances = sample.pred_instances = instances[instances.scores >= self.score_thr]
         visualizer = DetLocalVisualizer()
         visualizer.dataset_meta = dict(classes=self.metainfo['classes'], palette=self.metainfo.get('palette', 'random'))
         visualizer.add_datasample('', image, sample, draw_gt=False, pred_score_thr=self.score_thr)
-        objects = [
-            {'class': self._name(label), 'score': score, 'box': box}
-            for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist())
-        ]
-        for item, mask in zip(objects, found.get('masks', ())):
-            item['mask'] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-            item['mask']['counts'] = item['mask']['counts'].decode()
-        objects.sort(key=lambda item: -item['score'])
+        fields = zip(instances.labels.tolist(), instances.scores.tolist(), instances.bboxes.tolist())
+        objects = [{'class': self._name(label), 'score': score, 'box': box} for label, score, box in fields]
+        for detection, mask in zip(objects, instances.get('masks', ())):
+            detection['mask'] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+            detection['mask']['counts'] = detection['mask']['counts'].decode()  # JSON holds no bytes
+        objects.sort(key=lambda detection: -detection['score'])
         return Prediction(visualizer.get_image(), dict(objects=objects))
 
     def _segment(self, path: str, image: np.ndarray) -> Prediction:
@@ -231,11 +237,11 @@ class Predictor:
 
         classes = self.metainfo.get('classes')
         inferencer = ImageClassificationInferencer(self.model)
-        (sample,) = inferencer.forward(next(inferencer.preprocess([path])))  # without its progress bar
+        (sample,) = inferencer.forward(next(inferencer.preprocess([path])))  # calling it would print a progress bar
         picture = UniversalVisualizer().visualize_cls(image, sample, classes=classes, draw_gt=False)
-        scores, labels = sample.pred_score.cpu().topk(min(TOP, len(sample.pred_score)))
-        best = [{'class': self._name(x), 'score': score} for x, score in zip(labels.tolist(), scores.tolist())]
-        return Prediction(picture, dict(classes=best))
+        scores, labels = sample.pred_score.cpu().topk(min(TOPK, len(sample.pred_score)))
+        topk = zip(labels.tolist(), scores.tolist())
+        return Prediction(picture, dict(classes=[{'class': self._name(x), 'score': score} for x, score in topk]))
 
     def _name(self, label: int) -> str:
         return self.metainfo['classes'][label] if 'classes' in self.metainfo else str(label)

@@ -1,8 +1,8 @@
-"""Makes ``type='mmvitzoo.MPViT'`` resolve.
+"""Registry of the scope ``mmvitzoo``, so that configs can say ``type='mmvitzoo.MPViT'``.
 
-Classes register in MMEngine's root ``MODELS``, so that plain ``type='MPViT'`` is found from every
-toolbox. MMEngine imports ``<scope>.registry`` when it meets an unknown scope and asks the child of
-that scope, which is this empty one: it hands the question on to the root.
+Classes register in MMEngine's root ``MODELS``, where every toolbox finds ``type='MPViT'``. For an unknown scope,
+MMEngine imports ``<scope>.registry`` and searches the child registry of that scope. The one defined here is empty and
+falls back to the root.
 """
 
 from mmengine.registry import MODELS as ROOT

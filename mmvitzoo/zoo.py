@@ -1,4 +1,4 @@
-"""Finding a config: what there is by family and task, and each by its name."""
+"""Lists the configs of this package by family and task, and loads them by name."""
 
 import difflib
 import re
@@ -13,24 +13,24 @@ TASKS = ('classification', 'detection', 'instance-segmentation', 'semantic-segme
 
 
 def list_models(family: Optional[str] = None, task: Optional[str] = None) -> List[str]:
-    """Names of the configs that come with this package.
+    """Lists the names of the configs of this package.
 
     Args:
-        family: ``'mpvit'``, ``'mvitv2'``, ``'scalablevit'``, ``'plainvit'`` (with DeiT and ViTDet) or ``'vitae'``;
-            None is all.
-        task: ``'classification'``, ``'detection'``, ``'instance-segmentation'`` or ``'semantic-segmentation'``; None is
-            all.
+        family: ``'mpvit'``, ``'mvitv2'``, ``'scalablevit'``, ``'plainvit'`` (with DeiT and ViTDet) or ``'vitae'``.
+            None: all families.
+        task: ``'classification'``, ``'detection'``, ``'instance-segmentation'`` or ``'semantic-segmentation'``.
+            None: all tasks.
 
     Returns:
         Sorted names, such as ``'mask-rcnn_mpvit-tiny_fpn_1x_coco'``, for :func:`get_config`.
 
     Raises:
-        ValueError: There is no such family or task.
+        ValueError: The family or task is unknown.
     """
-    for kind, value, known in (('family', family, FAMILIES), ('task', task, TASKS)):
-        if value is not None and value not in known:
-            raise ValueError(f'{kind} is one of {", ".join(known)}, got {value!r}')
-    names = sorted(_files())
+    for argument, value, choices in (('family', family, FAMILIES), ('task', task, TASKS)):
+        if value is not None and value not in choices:
+            raise ValueError(f'{argument} must be one of {", ".join(choices)}, got {value!r}')
+    names = sorted(_config_files())
     if family is not None:
         names = [name for name in names if family_of(name) == family]
     if task is not None:
@@ -39,35 +39,35 @@ def list_models(family: Optional[str] = None, task: Optional[str] = None) -> Lis
 
 
 def get_config(name: str) -> Config:
-    """The config of a name, or of a file.
+    """Loads a config by its name or path.
 
     Args:
-        name: One of :func:`list_models`, or the path of a config, whose bases may be of any toolbox.
+        name: Name from :func:`list_models`, or path of a config file. Bases of the file may belong to any toolbox.
 
     Returns:
-        The config, merged with its bases. The inferencers of MMDetection, MMSegmentation and MMPretrain
-        take it, and so does ``Runner.from_cfg`` (which also wants a ``work_dir``).
+        The config merged with its bases. The inferencers of MMDetection, MMSegmentation and MMPretrain accept it.
+        ``Runner.from_cfg`` accepts it once ``work_dir`` is set.
 
     Raises:
-        ValueError: There is neither such a config nor such a file; the message names what is close to it.
+        ValueError: There is no such config or file; the message lists similar names.
     """
-    path = Path(name) if Path(name).is_file() else _files().get(name)
+    path = Path(name) if Path(name).is_file() else _config_files().get(name)
     if path is None:
-        close = difflib.get_close_matches(Path(name).stem, _files(), n=3, cutoff=0.5)
-        hint = f'; close are {", ".join(close)}' if close else ''
+        similar = difflib.get_close_matches(Path(name).stem, _config_files(), n=3, cutoff=0.5)
+        hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
         raise ValueError(f'{name}: no such config, neither a file nor one of mmvitzoo.list_models(){hint}')
-    # MMEngine looks for a distribution of the module's name, which onedl's is not.
+    # MMEngine looks up the distribution mmsegmentation; on the onedl stack it is called onedl-mmsegmentation.
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     return Config.fromfile(path)
 
 
 def family_of(name: str) -> str:
-    """One of :data:`FAMILIES`, by the name of a config of this package."""
+    """Returns the family, one of :data:`FAMILIES`, of a config name of this package."""
     return re.search('deit|' + '|'.join(FAMILIES), name)[0].replace('deit', 'plainvit')
 
 
 def tasks_of(name: str) -> List[str]:
-    """Those of :data:`TASKS` that a config of this package is for, by its name, as OpenMMLab names configs."""
+    """Returns the tasks, out of :data:`TASKS`, of a config name of this package."""
     if name.endswith(('_in1k', '_mini-classes')):
         return ['classification']
     if name.startswith(('mask-rcnn_', 'cascade-mask-rcnn_')):
@@ -77,8 +77,8 @@ def tasks_of(name: str) -> List[str]:
     return ['semantic-segmentation']
 
 
-def _files() -> Dict[str, Path]:
-    # An installed package carries the configs; in a clone that is only on the path they lie beside it.
+def _config_files() -> Dict[str, Path]:
+    # An installed package carries the configs in .mim. In a clone on the Python path they lie beside the package.
     package = Path(__file__).parent
     root = package / '.mim' if (package / '.mim').is_dir() else package.parent
     return {path.stem: path for path in root.glob('configs/*/*.py') if path.parent.name != '_base_'}

@@ -1,8 +1,8 @@
-"""Shared fixtures: reference cases, a workspace with the demonstration data, commands."""
+"""Shared fixtures: reference cases, a workspace with the demonstration data, runners of commands."""
 
 import os
 
-# Before torch is loaded. oneDNN keeps 1024 compiled operators and their memory: 2 GB in tests of many sizes.
+# Set before torch is imported. By default, oneDNN caches 1024 compiled operators: 2 GB in tests of many sizes.
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '32')
 
 import ctypes
@@ -28,12 +28,12 @@ import mmvitzoo  # noqa: F401  registers the models
 ROOT = Path(__file__).resolve().parents[1]
 MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 
-# Two test processes share two cores.
+# Several test processes share the cores.
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Marks tests of the documentation and fuzz tests by their folder; both are slow."""
+    """Marks documentation and fuzz tests by their folder and as slow."""
     for item in items:
         folder = item.path.relative_to(ROOT / 'tests').parts[0]
         if folder in ('docs', 'fuzz'):
@@ -42,10 +42,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Returns freed memory to the system after each file, so that a process does not keep the most of all files."""
+    """Returns freed memory to the system after each test file; otherwise a process keeps its peak memory."""
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
-        with suppress(OSError, AttributeError):  # not glibc
+        with suppress(OSError, AttributeError):  # the C library is not glibc
             ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
@@ -55,7 +55,7 @@ _spec.loader.exec_module(golden)
 
 
 class Golden:
-    """A reference case: weights in the original's names, an input, and what came out."""
+    """Reference case: weights with the key names of the original code, an input, and the original outputs."""
 
     def __init__(self, name):
         self.case = golden.load_case(name)
@@ -64,22 +64,22 @@ class Golden:
         self.input = torch.from_numpy(golden.make_input(self.case['input_shape'], self.case['salt']))
 
     def error(self, name, tensor):
-        """Relative error of an output."""
+        """Returns the relative error of an output."""
         return golden.relative_error(tensor.contiguous().numpy(), self.case['outputs'][name])
 
 
 @pytest.fixture(scope='session')
 def load_golden():
-    """Reference cases by name. The last one is kept if it is small; the largest has 0.9 GB."""
-    kept = {}
+    """Returns a function that loads a reference case by name. It caches the last case unless that is large."""
+    cache = {}
 
     def load(name):
-        if name in kept:
-            return kept[name]
-        kept.clear()
+        if name in cache:
+            return cache[name]
+        cache.clear()
         case = Golden(name)
-        if sum(value.nbytes for value in case.state_dict.values()) < 2**27:
-            kept[name] = case
+        if sum(value.nbytes for value in case.state_dict.values()) < 2**27:  # the largest has 0.9 GB
+            cache[name] = case
         return case
 
     return load
@@ -87,7 +87,7 @@ def load_golden():
 
 @pytest.fixture(scope='session')
 def workspace(tmp_path_factory):
-    """A folder laid out like the project's root, with the demonstration data."""
+    """Creates a folder with the layout of the repository and the demonstration data."""
     folder = tmp_path_factory.mktemp('workspace')
     for name in ('configs', 'tools'):
         (folder / name).symlink_to(ROOT / name)
@@ -96,8 +96,8 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def stand_ins(workspace, load_golden):
-    """The demonstration data laid out like the public data sets, random weights like the authors'."""
+def mock_datasets(workspace, load_golden):
+    """Adds the demonstration data in the layouts of public datasets, and random weights in the authors' layouts."""
     from mmdet.datasets import CocoDataset
 
     (workspace / 'checkpoints').mkdir(exist_ok=True)
@@ -125,19 +125,19 @@ def stand_ins(workspace, load_golden):
 
 
 @pytest.fixture
-def clean_stand_ins(stand_ins):
-    """``stand_ins`` without what the commands of another page have written, which tools refuse to overwrite."""
-    for path in (stand_ins / 'my_config.py', *stand_ins.glob('checkpoints/*_*_*.pth')):
+def clean_mock_datasets(mock_datasets):
+    """Removes output files of other documentation pages, which the tools refuse to overwrite."""
+    for path in (mock_datasets / 'my_config.py', *mock_datasets.glob('checkpoints/*_*_*.pth')):
         path.unlink(missing_ok=True)
-    return stand_ins
+    return mock_datasets
 
 
 @pytest.fixture(scope='session')
 def run(workspace):
-    """Runs a command line in the workspace; returns what it printed, fails the test if it failed."""
+    """Returns a function that runs a command line in the workspace, checks its exit code and returns its output."""
 
     def run(command, fails=False, **env):
-        # Tools are found beside this Python, as in an activated environment.
+        # As in an activated environment, commands are searched beside this Python interpreter.
         path = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
         threads = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY=os.environ.get('OMP_WAIT_POLICY', 'PASSIVE'))
         env = dict(os.environ, PATH=path, MPLBACKEND='Agg', CUDA_VISIBLE_DEVICES='', **threads, **env)
@@ -152,20 +152,20 @@ def run(workspace):
 
 @pytest.fixture
 def run_tool(workspace, monkeypatch, capsys):
-    """Runs a Python tool like `run`, but in this process, which saves the seconds that imports take."""
+    """Returns a function that runs a Python tool like `run`, but in this process, to save the time of imports."""
 
     def run_tool(command, fails=False):
         monkeypatch.chdir(workspace)
         monkeypatch.setattr(sys, 'argv', shlex.split(command))
-        monkeypatch.setattr(logging, 'raiseExceptions', False)  # loggers may write to what an earlier test captured
+        monkeypatch.setattr(logging, 'raiseExceptions', False)  # loggers may hold a closed stream of an earlier test
         capsys.readouterr()
         code = None
         try:
             runpy.run_path(sys.argv[0], run_name='__main__')
         except SystemExit as error:
             code = error.code
-        printed = capsys.readouterr()
-        output = printed.out + printed.err + (f'{code}\n' if isinstance(code, str) else '')
+        captured = capsys.readouterr()
+        output = captured.out + captured.err + (f'{code}\n' if isinstance(code, str) else '')
         assert bool(code) == fails, output[-4000:]
         return output
 

@@ -51,7 +51,7 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
         found = convert(load(checkpoint))
         is_detector = any(key.startswith(('rpn_head.', 'bbox_head.')) for key in found.state_dict)
         if is_detector and found.source != 'mmvitzoo':
-            raise ValueError(f'{checkpoint}: a {found.source} detector, which model_converters/official2mm.py converts')
+            raise ValueError(f'{checkpoint}: a {found.source} detector; tools/model_converters/convert.py converts it')
         cfg.model.backbone.init_cfg, cfg.load_from = (None, str(checkpoint)) if is_detector else (init_cfg, None)
     elif start and '://' not in start and not Path(start).is_file():
         train.notes.append(f'lacks {start}: see {base.parent}/README.md, or set model.backbone.init_cfg=None')

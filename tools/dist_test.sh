@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# dist_test.sh CONFIG CHECKPOINT GPUS [ARGUMENTS]: evaluates with GPUS processes on this machine;
-# without a GPU they run on the CPU. Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT.
+# Evaluates with GPUS processes on this machine: dist_test.sh CONFIG CHECKPOINT GPUS [ARGUMENTS].
+# Without a GPU, the processes run on the CPU.
+# For several machines, set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

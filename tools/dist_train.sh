@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# dist_train.sh CONFIG GPUS [ARGUMENTS]: trains with GPUS processes on this machine; without a GPU
-# they run on the CPU. Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+# Trains with GPUS processes on this machine: dist_train.sh CONFIG GPUS [ARGUMENTS].
+# Without a GPU, the processes run on the CPU.
+# For several machines, set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then

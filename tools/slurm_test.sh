@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [ARGUMENTS]: evaluates through Slurm.
-# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS come from the environment.
+# Evaluates with Slurm: slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [ARGUMENTS].
+# Environment variables (defaults): GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS (none).
 set -euo pipefail
 
 if [ $# -lt 4 ]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [ARGUMENTS]: trains through Slurm.
-# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS come from the environment.
+# Trains with Slurm: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [ARGUMENTS].
+# Environment variables (defaults): GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS (none).
 set -euo pipefail
 
 if [ $# -lt 4 ]; then

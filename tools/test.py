@@ -1,12 +1,12 @@
 """Evaluates a model of MMDetection, MMSegmentation or MMPretrain: test.py CONFIG CHECKPOINT [ARGUMENTS].
 
-The arguments are those of the toolbox that the config is for; `test.py CONFIG -h` lists them.
+The arguments are those of the toolbox of the config; `test.py CONFIG -h` lists them.
 """
 
 import os
 
-# Before torch is loaded: threads that wait for each other sleep after a short while instead of spinning, since
-# beside a busy process spinning makes a training ten times slower.
+# Set before torch is imported: waiting OpenMP threads spin only briefly. On a machine with other busy processes,
+# unlimited spinning makes a training ten times slower.
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.update(OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='1000')
 

@@ -12,7 +12,6 @@ from torch import nn
 from ..engine import read_config
 from ..inference import load_model, read_image
 from ..models.backbones.base import MIN_SIZE
-from ..writing import whole_file
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.svg', '.pdf')
 
@@ -32,7 +31,7 @@ def picture_parser(description: str) -> argparse.ArgumentParser:
 
 
 def write_picture(parser: argparse.ArgumentParser, draw: Callable[[argparse.Namespace, nn.Module], Figure]) -> None:
-    """Parses the command line, builds the config's model, draws, and writes the picture whole or not at all.
+    """Parses the command line, builds the config's model, draws, and writes the picture.
 
     Args:
         parser: See :func:`picture_parser`.
@@ -51,8 +50,8 @@ def write_picture(parser: argparse.ArgumentParser, draw: Callable[[argparse.Name
         if args.checkpoint is None:
             print('no checkpoint: the weights are random')
         figure = draw(args, model)
-        with whole_file(args.out) as part:
-            figure.savefig(part, format=args.out.suffix[1:].lower())
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.out, format=args.out.suffix[1:].lower())
     except (ValueError, OSError) as error:  # each says in a line what is wrong with what was given
         parser.exit(1, f'{error}\n')
     print(f'written  {args.out}')

@@ -1,42 +1,64 @@
-"""Writing checkpoint files whole or not at all."""
+"""Atomic writing of checkpoint files."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Union
+from typing import Dict, Iterator, Union
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..writing import whole_file
-
 
 def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool = False) -> None:
-    """Writes weights atomically: a reader sees the old file or the new one, never a half.
+    """Writes a checkpoint atomically.
 
     Args:
         state_dict: Tensors by key.
-        path: Target; ``.safetensors`` in that format, anything else as a PyTorch file with the
-            weights under ``state_dict``, as MMEngine expects them. Missing folders are made.
-        overwrite: Replace a file that exists.
+        path: File to write. The suffix ``.safetensors`` selects that format. Any other suffix selects a PyTorch file
+            with the tensors under ``state_dict``, as MMEngine expects them. Missing folders are created.
+        overwrite: Replace an existing file.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is false.
-        OSError: It cannot be written; what was there is as it was.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f'{path}: exists already and is not overwritten')
     try:
-        with whole_file(path) as part:
+        with atomic_write(path) as temporary:
             if path.suffix == '.safetensors':
-                save_file({key: value.contiguous() for key, value in state_dict.items()}, part)
+                save_file({key: value.contiguous() for key, value in state_dict.items()}, temporary)
             else:
-                torch.save({'state_dict': state_dict}, part)
+                torch.save({'state_dict': state_dict}, temporary)
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(part, 0o666 & ~umask)  # safetensors gives 0600
-    except (RuntimeError, SafetensorError) as error:  # what their writers make of a full disk
+            os.chmod(temporary, 0o666 & ~umask)  # safetensors creates files with mode 0600
+    except (RuntimeError, SafetensorError) as error:  # both writers raise these on a full disk
         reason = str(error).splitlines()[0]
         raise OSError(f'{path}: cannot be written (is the disk full?): {reason}') from error
+
+
+@contextmanager
+def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
+    """Yields a temporary file to write, which replaces the target if the block ends without an error.
+
+    A reader sees the old file or the new one, never an incomplete one. The next write to the same target overwrites the
+    temporary file of a killed process.
+
+    Args:
+        path: Target file. Missing folders are created.
+
+    Raises:
+        OSError: The file cannot be written; an existing file is unchanged.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.part')
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Reading configs, starting the toolboxes' own scripts, and what trainings need beyond one process."""
+"""Training utilities: config loading, toolbox scripts, exact resume and sharding."""
 
 from .exact_resume import ExactResumeHook
 from .launch import read_config, run_toolbox_script

@@ -1,8 +1,7 @@
-"""One ``tools/train.py`` and ``tools/test.py`` for three toolboxes.
+"""Launcher behind ``tools/train.py`` and ``tools/test.py`` for the three toolboxes.
 
-The toolbox that a config belongs to ships scripts that know its arguments best; ours prepare the
-process and hand over to them. What needs preparing: distribution without a GPU, for which MMEngine
-has no way, and ``mmseg::`` bases on the onedl stack.
+The launcher prepares the process and then runs the script of the toolbox that a config belongs to. The preparation
+covers distributed training without a GPU, which MMEngine does not support, and ``mmseg::`` bases on the onedl stack.
 """
 
 import os
@@ -23,39 +22,39 @@ TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def run_toolbox_script(name: str) -> None:
-    """Runs ``tools/<name>.py`` of the toolbox whose config stands in ``sys.argv``.
+    """Runs ``tools/<name>.py`` of the toolbox of the config in ``sys.argv``.
 
     Args:
-        name: ``'train'`` or ``'test'``.
+        name: Name of the script, ``'train'`` or ``'test'``.
 
     Raises:
-        SystemExit: No config is given, its ``default_scope`` is none of the three toolboxes, or that
-            toolbox is not installed or has no such script.
+        SystemExit: No config is given, or its ``default_scope`` is not one of the three toolboxes. Or that toolbox is
+            not installed or has no such script.
     """
     path = next((arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))), None)
     if path is None:
-        print(f'usage: {name}.py CONFIG [arguments of the toolbox that it is for; CONFIG -h lists them]')
+        print(f'usage: {name}.py CONFIG [arguments of the toolbox; {name}.py CONFIG -h lists them]')
         sys.exit('-h' not in sys.argv and '--help' not in sys.argv)
     config = read_config(path)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
-        # Before the user's own options, of which the last counts.
-        place = sys.argv.index('--cfg-options') if '--cfg-options' in sys.argv else len(sys.argv)
-        sys.argv[place:place] = _distribute_on_cpu(config)
+        # The user's options stay last, since the last one of a name counts.
+        index = sys.argv.index('--cfg-options') if '--cfg-options' in sys.argv else len(sys.argv)
+        sys.argv[index:index] = _distribute_on_cpu(config)
     sys.argv[0] = str(_script(config.default_scope, name))
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 def read_config(path: str) -> Config:
-    """Reads the config of a model of the three toolboxes.
+    """Loads a config of one of the three toolboxes; exits with a message if that fails.
 
     Args:
-        path: A file or a name, see :func:`mmvitzoo.get_config`.
+        path: Path or name of a config, see :func:`mmvitzoo.get_config`.
 
     Returns:
-        The config, merged with its bases.
+        The config merged with its bases.
 
     Raises:
-        SystemExit: There is no such config, or its ``default_scope`` is none of the three toolboxes.
+        SystemExit: There is no such config, or its ``default_scope`` is not one of the three toolboxes.
     """
     try:
         config = get_config(path)
@@ -63,7 +62,7 @@ def read_config(path: str) -> Config:
         sys.exit(str(error))
     scope = config.get('default_scope')
     if scope not in TOOLBOXES:
-        sys.exit(f'{path}: default_scope is one of {", ".join(TOOLBOXES)}, got {scope!r}')
+        sys.exit(f'{path}: default_scope must be one of {", ".join(TOOLBOXES)}, got {scope!r}')
     return config
 
 
@@ -79,17 +78,17 @@ def _script(toolbox: str, name: str) -> Path:
 
 
 def _distribute_on_cpu(config: Config) -> list:
-    """Joins a gloo group; returns the options that let MMEngine work in it."""
+    """Initializes a gloo process group; returns the ``--cfg-options`` with which MMEngine uses it."""
     import mmcv.cnn  # noqa: F401  registers the norms
 
-    print_log('No GPU: the processes talk through gloo', logger='current')
+    print_log('No GPU found: distributed processes use the gloo backend', logger='current')
     dist.init_process_group('gloo')
-    # SyncBN exists only for GPUs; each process normalises its own batch.
+    # SyncBN does not run on a CPU; each process normalizes its own batch.
     MODELS.register_module('SyncBN', module=torch.nn.BatchNorm2d, force=True)
     if config.get('runner_type') == 'FlexibleRunner':
         if 'FSDP' not in config.strategy.type:
             return []
-        # On a CPU, FSDP would free what it took off the device, which is the same memory.
+        # Offloading to the CPU frees the original, which on a CPU is the same memory.
         return [
             '--cfg-options',
             'strategy.model_wrapper.device_id=cpu',

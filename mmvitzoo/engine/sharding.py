@@ -1,40 +1,41 @@
-"""Training in shards, of which a transformer block is gathered at a time."""
+"""FSDP training: wrap policy by transformer block, and a strategy that resumes optimizer states."""
 
 from mmengine._strategy import FSDPStrategy
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..models.layers import Recomputed
+from ..models.backbones import BLOCKS
 
 
 @FUNCTIONS.register_module()
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """A wrap policy for ``FullyShardedDataParallel``: every block of every family is a unit of its own.
+    """Wrap policy for ``FullyShardedDataParallel`` that makes each transformer block an FSDP unit.
 
     Args:
-        module: The module that is asked about.
-        recurse: Whether the question is to look into it, which is always right.
-        nonwrapped_numel: Parameters in it that are in no unit yet.
+        module: Module to decide about.
+        recurse: True if FSDP asks whether to visit the children, which is always answered with True.
+        nonwrapped_numel: Number of parameters of the module that belong to no unit yet; not used.
 
     Returns:
-        Whether it becomes a unit.
+        True to visit the children or, if ``recurse`` is False, to make the module a unit.
     """
-    return recurse or isinstance(module, Recomputed)
+    return recurse or isinstance(module, BLOCKS)
 
 
 @STRATEGIES.register_module()
 class ResumableFSDPStrategy(FSDPStrategy):
-    """MMEngine's strategy, whose optimizer states can be loaded again.
+    """MMEngine's FSDP strategy with a fix for loading optimizer states.
 
-    MMEngine (0.10.7 and before) hands them to PyTorch in an order that ended with PyTorch 2.0.
+    MMEngine <= 0.10.7 passes the arguments of ``optim_state_dict_to_load`` in the order of PyTorch 2.0, which later
+    versions changed.
     """
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Loads what ``optim_state_dict`` returned, or an optimizer's own states.
+        """Loads optimizer states.
 
         Args:
-            state_dict: States of the whole model.
+            state_dict: Optimizer states of the whole model, as ``optim_state_dict`` returns them.
         """
         optimizer = self.optim_wrapper.optimizer
         shards = FullyShardedDataParallel.optim_state_dict_to_load(

@@ -1,4 +1,7 @@
-"""MMDetection heads as Detectron2 and ViTDet have them; a config imports this module where it uses them."""
+"""MMDetection heads that follow Detectron2 and ViTDet.
+
+They require MMDetection. Configs that use them add ``'mmvitzoo.models.heads'`` to their ``custom_imports``.
+"""
 
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -18,14 +21,14 @@ class NormRPNHead(RPNHead):
     """MMDetection's ``RPNHead`` (https://arxiv.org/abs/1506.01497) with a norm after each hidden convolution.
 
     Args:
-        *args: See :class:`mmdet.models.RPNHead`.
-        norm_cfg: Such as ``dict(type='LayerNorm2d', eps=1e-6)``. None is ``RPNHead`` itself, which
-            the detectors of Detectron2's ViTDet have.
-        **kwargs: See :class:`mmdet.models.RPNHead`.
+        *args: Arguments of :class:`mmdet.models.RPNHead`.
+        norm_cfg: Norm config, such as ``dict(type='LayerNorm2d', eps=1e-6)``. None: no norm, as in ``RPNHead`` and in
+            Detectron2's ViTDet.
+        **kwargs: Keyword arguments of :class:`mmdet.models.RPNHead`.
     """
 
     def __init__(self, *args: Any, norm_cfg: Optional[dict] = None, **kwargs: Any):
-        self.norm_cfg = norm_cfg  # the constructor of RPNHead builds the layers
+        self.norm_cfg = norm_cfg  # set first, since the constructor of RPNHead builds the layers
         super().__init__(*args, **kwargs)
 
     def _init_layers(self) -> None:
@@ -42,16 +45,16 @@ class NormRPNHead(RPNHead):
 
 @MODELS.register_module()
 class Detectron2CascadeRoIHead(CascadeRoIHead):
-    """MMDetection's ``CascadeRoIHead``, with what published cascades of Detectron2 do otherwise.
+    """MMDetection's ``CascadeRoIHead`` (https://arxiv.org/abs/1712.00726) with the behavior of Detectron2.
 
-    Cascade R-CNN: https://arxiv.org/abs/1712.00726; ours follows https://github.com/facebookresearch/detectron2.
-    Scores are the mean of the stages' probabilities, not of their logits. There is one mask head,
-    not one for each stage: it learns from the regions of the first stage, with its whole loss
-    whatever the weight of the stage, and sees the final boxes.
+    It differs from MMDetection in two points, following https://github.com/facebookresearch/detectron2. Scores are the
+    mean of the stages' probabilities instead of their logits. There is one mask head instead of one for each stage. It
+    trains on the proposals of the first stage and predicts masks for the final boxes. Its loss is not scaled by the
+    weight of the stage.
 
     Args:
-        *args: See :class:`mmdet.models.CascadeRoIHead`; box heads have softmax scores.
-        **kwargs: See there.
+        *args: Arguments of :class:`mmdet.models.CascadeRoIHead`; the box heads must have softmax scores.
+        **kwargs: Keyword arguments of :class:`mmdet.models.CascadeRoIHead`.
     """
 
     init_mask_head = StandardRoIHead.init_mask_head
@@ -65,22 +68,22 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
         sampling_results: List[SamplingResult],
         batch_gt_instances: List[InstanceData],
     ) -> Dict[str, Dict[str, Tensor]]:
-        """Of the first stage; nothing of later ones.
+        """Computes the mask loss in the first stage; later stages have none.
 
         Args:
-            stage: From 0 on.
-            x: Levels of the neck, (B, C, H_i, W_i).
-            sampling_results: Regions to learn from, by image.
-            batch_gt_instances: What was annotated, by image.
+            stage: Index of the stage.
+            x: Feature maps of the neck, (B, C, H_i, W_i).
+            sampling_results: Sampled proposals of each image.
+            batch_gt_instances: Ground truth of each image.
 
         Returns:
-            ``loss_mask``, which holds the losses by name.
+            Dictionary with ``loss_mask``, a dictionary of losses by name.
         """
         if stage > 0:
             return dict(loss_mask={})
         predicted = self._mask_forward(x, bbox2roi([result.pos_priors for result in sampling_results]))['mask_preds']
         losses = self.mask_head.loss_and_target(predicted, sampling_results, batch_gt_instances, self.train_cfg[0])
-        # The caller multiplies with the weight of the stage.
+        # The caller multiplies the losses by the weight of the stage.
         return dict(loss_mask={name: x / self.stage_loss_weights[0] for name, x in losses['loss_mask'].items()})
 
     def _bbox_forward(self, stage: int, x: Tuple[Tensor], rois: Tensor, probabilities: bool = False) -> dict:
@@ -91,27 +94,28 @@ class Detectron2CascadeRoIHead(CascadeRoIHead):
 
     def _refine_roi(self, *args, **kwargs) -> tuple:
         rois, probabilities, boxes = super()._refine_roi(*args, probabilities=True, **kwargs)
-        # The box head takes the softmax, which undoes the logarithm.
+        # The box head applies a softmax, which restores these probabilities.
         return rois, [x.log() for x in probabilities], boxes
 
     def forward(
         self, x: Tuple[Tensor, ...], rpn_results_list: List[InstanceData], batch_data_samples: List[DetDataSample]
     ) -> tuple:
-        """What the heads return, before any selection.
+        """Computes the raw outputs of the heads, without score threshold or NMS.
 
         Args:
-            x: Levels of the neck, (B, C, H_i, W_i).
-            rpn_results_list: Proposals by image, whose ``bboxes`` are (N, 4) in pixels.
-            batch_data_samples: Images, whose ``metainfo`` alone is read.
+            x: Feature maps of the neck, (B, C, H_i, W_i).
+            rpn_results_list: Proposals of each image, with ``bboxes`` (N, 4) in pixels.
+            batch_data_samples: Data samples of the images; only ``metainfo`` is read.
 
         Returns:
-            By image: logarithms of probabilities, (N, classes + 1); deltas of the boxes, (N, 4) or
-            (N, 4 * classes); if there is a mask head, logits of the masks, (N, classes, h, w).
+            Lists with one tensor for each image: log-probabilities, (N, classes + 1); box deltas, (N, 4) or
+            (N, 4 * classes); with a mask head, mask logits, (N, classes, h, w).
         """
         proposals = [results.bboxes for results in rpn_results_list]
         counts = tuple(len(boxes) for boxes in proposals)
         metas = [sample.metainfo for sample in batch_data_samples]
         rois, *results = self._refine_roi(x, bbox2roi(proposals), metas, counts)
         if self.with_mask:
-            results.append(self._mask_forward(x, bbox2roi([y[:, 1:] for y in rois]))['mask_preds'].split(counts))
+            boxes = [image_rois[:, 1:] for image_rois in rois]
+            results.append(self._mask_forward(x, bbox2roi(boxes))['mask_preds'].split(counts))
         return tuple(results)

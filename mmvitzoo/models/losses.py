@@ -1,4 +1,4 @@
-"""Losses that no OpenMMLab package has."""
+"""Losses that the OpenMMLab toolboxes do not provide."""
 
 import json
 from typing import Dict, Optional
@@ -12,27 +12,27 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class FederatedLoss(nn.Module):
-    """Sigmoid cross entropy over a sample of the classes, for federated annotations such as LVIS's.
+    """Sigmoid cross entropy over sampled classes, for federated annotations such as those of LVIS.
 
-    An image of LVIS is annotated for some classes only, so that most negatives are unknown. A step
-    counts the classes that it contains and, up to ``num_sampled`` in all, others drawn with a
-    probability that grows with the number of images that have them (Zhou et al., 2021,
-    https://arxiv.org/abs/2103.07461; ViTDet uses it for LVIS). For MMDetection's box heads.
+    An image of LVIS is annotated for a subset of the classes only, so most negatives are unknown. Each step computes
+    the loss for the classes in its targets and for randomly sampled classes, ``num_sampled`` in total. The sampling
+    probability is proportional to ``image_count ** power``. The loss was published by Zhou et al., 2021
+    (https://arxiv.org/abs/2103.07461); ViTDet uses it for LVIS. Use it as ``loss_cls`` of MMDetection's box heads.
 
     Args:
-        num_classes: Foreground classes. Scores have one more column, which counts for nothing, as
-            Detectron2's have.
-        ann_file: Annotations in LVIS's format, whose ``categories`` have an ``image_count``; read
+        num_classes: Number of foreground classes. Scores have one more column for the background, which does not
+            contribute, as in Detectron2.
+        ann_file: Path of annotations in LVIS format, whose ``categories`` have an ``image_count``. The file is read
             when the first loss is computed.
-        num_sampled: Classes that count in a step.
-        power: Of the image count, in the probability.
-        loss_weight: Factor of the loss.
+        num_sampled: Number of classes in the loss of a step.
+        power: Exponent of the image count in the sampling probability.
+        loss_weight: Weight of the loss.
 
     Raises:
         ValueError: The annotations do not have ``num_classes`` categories with an ``image_count``.
     """
 
-    # What MMDetection's box heads ask of a loss that is not a softmax.
+    # With these attributes, MMDetection's box heads call the get_* methods below instead of assuming a softmax.
     custom_cls_channels = custom_activation = custom_accuracy = True
 
     def __init__(
@@ -52,26 +52,26 @@ class FederatedLoss(nn.Module):
         self._frequency: Optional[Tensor] = None
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """Columns of the scores: one more than there are classes."""
+        """Returns the number of score columns: the classes and the background."""
         return num_classes + 1
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
-        """(N, classes + 1) -> probabilities of the same shape."""
+        """Converts scores to probabilities: (N, classes + 1) -> (N, classes + 1)."""
         return cls_score.sigmoid()
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """Percentage of the foreground whose class scores best.
+        """Computes the top-1 accuracy of the foreground boxes.
 
         Args:
-            cls_score: (N, classes + 1).
-            labels: (N,); ``num_classes`` is background.
+            cls_score: Scores, (N, classes + 1).
+            labels: Class indices, (N,); ``num_classes`` is background.
 
         Returns:
-            ``acc_classes``, a number of 0 to 100.
+            Dictionary with ``acc_classes`` in percent.
         """
         foreground = labels < self.num_classes
-        right = cls_score[foreground, :-1].argmax(1) == labels[foreground]
-        return dict(acc_classes=100 * right.float().sum() / foreground.sum().clamp(min=1))
+        correct = cls_score[foreground, :-1].argmax(1) == labels[foreground]
+        return dict(acc_classes=100 * correct.float().sum() / foreground.sum().clamp(min=1))
 
     def forward(
         self,
@@ -81,23 +81,23 @@ class FederatedLoss(nn.Module):
         avg_factor: Optional[float] = None,
         reduction_override: Optional[str] = None,
     ) -> Tensor:
-        """Sum over the sampled classes, mean over the boxes.
+        """Computes the loss, summed over the sampled classes and averaged over the boxes.
 
         Args:
-            cls_score: (N, classes + 1).
-            label: (N,); ``num_classes`` is background.
-            weight: (N,), of the boxes.
-            avg_factor: Divisor of the sum; default N.
-            reduction_override: None or ``'mean'``; box heads pass nothing else.
+            cls_score: Scores, (N, classes + 1).
+            label: Class indices, (N,); ``num_classes`` is background.
+            weight: Weights of the boxes, (N,). None: 1.
+            avg_factor: Divisor of the sum over the boxes. None: N.
+            reduction_override: Reduction, None or ``'mean'``.
 
         Returns:
-            One number.
+            Loss, a scalar.
 
         Raises:
-            ValueError: Another reduction, or annotations that the class does not take.
+            ValueError: The reduction is not supported, or the annotations do not fit.
         """
         if reduction_override not in (None, 'mean'):
-            raise ValueError(f"FederatedLoss: reduction is 'mean', got {reduction_override!r}")
+            raise ValueError(f"FederatedLoss: reduction_override must be None or 'mean', got {reduction_override!r}")
         target = F.one_hot(label, self.num_classes + 1)[:, :-1].to(cls_score.dtype)
         loss = F.binary_cross_entropy_with_logits(cls_score[:, :-1], target, reduction='none')
         loss = loss[:, self._sample(label)].sum(1)
@@ -106,17 +106,17 @@ class FederatedLoss(nn.Module):
         return self.loss_weight * loss.sum() / (avg_factor or max(len(loss), 1))
 
     def _sample(self, label: Tensor) -> Tensor:
-        """The classes that count: all that are present, and others by their frequency."""
+        """Returns the indices of the present classes and of classes sampled by frequency."""
         present = label.unique()
         present = present[present < self.num_classes]
-        missing = min(self.num_sampled, self.num_classes) - len(present)
-        if missing <= 0:
+        num_others = min(self.num_sampled, self.num_classes) - len(present)
+        if num_others <= 0:
             return present
         if self._frequency is None:
             self._frequency = self._read_frequency()
-        chances = self._frequency.to(label.device).clone()
-        chances[present] = 0
-        return torch.cat([present, chances.multinomial(missing)])
+        probabilities = self._frequency.to(label.device).clone()
+        probabilities[present] = 0
+        return torch.cat([present, probabilities.multinomial(num_others)])
 
     def _read_frequency(self) -> Tensor:
         print_log(f'FederatedLoss: reading class frequencies from {self.ann_file}', logger='current')
@@ -125,8 +125,8 @@ class FederatedLoss(nn.Module):
         counts = [category.get('image_count') for category in sorted(categories, key=lambda x: x['id'])]
         if len(counts) != self.num_classes or None in counts:
             raise ValueError(
-                f'FederatedLoss: {self.ann_file} lists {len(counts)} categories, wanted are {self.num_classes} '
-                'with an image_count'
+                f'FederatedLoss: {self.ann_file} must have {self.num_classes} categories with an image_count, '
+                f'got {len(counts)} categories, {len(counts) - counts.count(None)} with an image_count'
             )
-        # Classes of no image can be drawn, too, when no others are left.
+        # The minimum allows classes without images to be sampled when no others are left.
         return torch.tensor(counts, dtype=torch.float).clamp(min=1e-3) ** self.power

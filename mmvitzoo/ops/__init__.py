@@ -1,4 +1,4 @@
-"""Operators of torchvision for an mmcv without compiled ones: ``python -m mmvitzoo.ops install``."""
+"""Installer of torchvision's operators for an mmcv without compiled operators: ``python -m mmvitzoo.ops install``."""
 
 import logging
 import multiprocessing
@@ -17,22 +17,22 @@ DISTRIBUTIONS = {'mmcv', 'mmcv-full', 'mmcv-lite', 'onedl-mmcv'}
 
 
 class InstallError(Exception):
-    """The reason, in one line, why nothing was changed."""
+    """Raised when nothing was changed; the message gives the reason in one line."""
 
 
 def _find_mmcv() -> Path:
     """Returns the folder of the installed mmcv, without importing it."""
     spec = find_spec('mmcv')
-    if spec is None or spec.origin is None:  # None is a folder without __init__.py, left by pip uninstall
+    if spec is None or spec.origin is None:  # no origin: a folder without __init__.py, left by pip uninstall
         raise InstallError('mmcv is not installed: pip install mmcv-lite==2.1.0')
     return Path(spec.origin).parent
 
 
 def _version(path: Path) -> Optional[str]:
-    """Returns the version in the first line of an installed file; None if there is no file.
+    """Reads the version from the first line of an installed file; None if there is no file.
 
     Raises:
-        InstallError: The file is not from here, or not readable.
+        InstallError: The file was not written by :func:`install`, or cannot be read.
     """
     try:
         stamp = STAMP.match(path.read_text(errors='replace'))
@@ -41,73 +41,89 @@ def _version(path: Path) -> Optional[str]:
     except OSError as error:
         raise InstallError(f'cannot read {path}: {error.strerror}') from None
     if not stamp:
-        raise InstallError(f'{path} is not from mmvitzoo.ops and stays as it is')
+        raise InstallError(f'{path} was not written by mmvitzoo.ops and is left unchanged')
     return stamp[1]
 
 
 def _compiled(folder: Path) -> Optional[Path]:
+    """Returns the compiled module in the folder of mmcv; None if there is none."""
     return next((path for path in sorted(folder.glob('_ext.*')) if path.suffix in ('.so', '.pyd')), None)
 
 
 def status(folder: Optional[Path] = None) -> str:
-    """Says where the operators of mmcv come from.
+    """Describes which operators an mmcv has: compiled ones, torchvision's or none.
 
     Args:
-        folder: Folder of mmcv. The one that Python would import by default.
+        folder: Folder of mmcv. None: the folder from which Python imports mmcv.
+
+    Returns:
+        One line of text.
 
     Raises:
-        InstallError: There is no mmcv, or two distributions of it, or an ``_ext.py`` of someone else.
+        InstallError: mmcv is not installed, is installed by two distributions, or has a foreign ``_ext.py``.
     """
     folder = folder or _find_mmcv()
     names = {(x.metadata['Name'] or '').lower().replace('_', '-') for x in distributions(path=[str(folder.parent)])}
     found = sorted(names & DISTRIBUTIONS)
     if len(found) > 1:
         raise InstallError(
-            f'{" and ".join(found)} overwrite each other: pip uninstall {" ".join(found)}, then install one'
+            f'{" and ".join(found)} overwrite each other: pip uninstall {" ".join(found)}, then install one of them'
         )
     if _compiled(folder):
         return f'{folder}: compiled operators ({_compiled(folder).name})'
     version = _version(folder / '_ext.py')
     if version is None:
-        return f"{folder}: no operators; python -m mmvitzoo.ops install brings torchvision's"
+        return f"{folder}: no operators; install torchvision's with python -m mmvitzoo.ops install"
     return f"{folder}: torchvision's operators, version {version}"
 
 
 def install(folder: Optional[Path] = None) -> str:
-    """Copies torchvision's operators to ``_ext.py`` in the folder of mmcv; says what it did.
+    """Copies torchvision's operators to ``_ext.py`` in the folder of mmcv.
+
+    Args:
+        folder: Folder of mmcv. None: the folder from which Python imports mmcv.
+
+    Returns:
+        One line that describes the change.
 
     Raises:
-        InstallError: As in :func:`status`, or mmcv has compiled operators, its folder is not writable, or there is no
-            torchvision.
+        InstallError: One of the reasons of :func:`status`. Or mmcv has compiled operators, its folder is not writable,
+            or torchvision is not installed.
     """
     folder = folder or _find_mmcv()
     status(folder)
     if _compiled(folder):
         raise InstallError(f'{folder} has compiled operators ({_compiled(folder).name}): nothing to install')
     if find_spec('torchvision') is None:
-        raise InstallError('torchvision is not installed: install the version that belongs to your PyTorch')
-    target, part = folder / '_ext.py', folder / f'._ext.py.{os.getpid()}'
+        raise InstallError('torchvision is not installed: install the version that matches your PyTorch')
+    target, temporary = folder / '_ext.py', folder / f'._ext.py.{os.getpid()}'
     old, new = _version(target), _version(SOURCE)
     if old is not None and target.read_bytes() == SOURCE.read_bytes():
-        return f"{target}: torchvision's operators, version {new}, are there already"
+        return f"{target}: torchvision's operators, version {new}, already installed"
     try:
-        shutil.copyfile(SOURCE, part)
-        shutil.copymode(folder / '__init__.py', part)
-        os.replace(part, target)
+        shutil.copyfile(SOURCE, temporary)
+        shutil.copymode(folder / '__init__.py', temporary)
+        os.replace(temporary, target)
     except OSError as error:
         raise InstallError(f'cannot write {target}: {error.strerror}') from None
     finally:
-        if part.exists():
-            part.unlink()
-    how = 'installed' if old is None else f'in place of version {old}'
-    return f"{target}: torchvision's operators, version {new}, {how}"
+        if temporary.exists():
+            temporary.unlink()
+    action = 'installed' if old is None else f'installed in place of version {old}'
+    return f"{target}: torchvision's operators, version {new}, {action}"
 
 
 def remove(folder: Optional[Path] = None) -> str:
-    """Deletes the file that :func:`install` made; says what it did.
+    """Deletes the file that :func:`install` wrote.
+
+    Args:
+        folder: Folder of mmcv. None: the folder from which Python imports mmcv.
+
+    Returns:
+        One line that describes the change.
 
     Raises:
-        InstallError: There is no mmcv, an ``_ext.py`` of someone else, or the folder is not writable.
+        InstallError: mmcv is not installed, has a foreign ``_ext.py``, or its folder is not writable.
     """
     target = (folder or _find_mmcv()) / '_ext.py'
     if _version(target) is None:
@@ -120,11 +136,11 @@ def remove(folder: Optional[Path] = None) -> str:
 
 
 def suggest_install() -> None:
-    """Says in one line how detectors get their operators, if mmcv has none."""
-    known = 'mmcv._ext' in sys.modules or find_spec('mmcv._ext') is not None
-    own = 'mmvitzoo.ops' in getattr(sys, 'orig_argv', ())  # Python >= 3.10
-    first = multiprocessing.parent_process() is None and os.environ.get('RANK', '0') == '0'
-    if first and not known and not own:
+    """Logs the command that installs the operators if mmcv has none."""
+    has_operators = 'mmcv._ext' in sys.modules or find_spec('mmcv._ext') is not None
+    is_installer = 'mmvitzoo.ops' in getattr(sys, 'orig_argv', ())  # Python >= 3.10
+    is_main_process = multiprocessing.parent_process() is None and os.environ.get('RANK', '0') == '0'
+    if is_main_process and not has_operators and not is_installer:
         logging.getLogger('mmvitzoo').warning(
-            'This mmcv has no compiled operators; for detectors and segmentors: python -m mmvitzoo.ops install'
+            'mmcv has no compiled operators. Detectors and segmentors need them: python -m mmvitzoo.ops install'
         )

@@ -1,4 +1,4 @@
-"""Command line of the operators."""
+"""Command line that installs, removes or describes the operators."""
 
 import argparse
 import sys
@@ -10,9 +10,9 @@ COMMANDS = dict(install=install, remove=remove, status=status)
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog='python -m mmvitzoo.ops', description="torchvision's operators for an mmcv without compiled ones"
+        prog='python -m mmvitzoo.ops', description="Install torchvision's operators in an mmcv without compiled ones."
     )
-    parser.add_argument('command', choices=COMMANDS, help='install, remove or describe mmcv/_ext.py')
+    parser.add_argument('command', choices=COMMANDS, help='install or remove mmcv/_ext.py, or show its status')
     try:
         print(COMMANDS[parser.parse_args().command]())
     except InstallError as error:

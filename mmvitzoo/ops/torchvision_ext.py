@@ -1,12 +1,12 @@
 # mmvitzoo.ops: torchvision's operators as mmcv._ext, version 1
-# ruff: noqa: N803  mmcv's names of arguments
+# ruff: noqa: N803  argument names are mmcv's
 """Operators of torchvision behind the interface of mmcv's compiled module ``mmcv._ext``.
 
-``python -m mmvitzoo.ops install`` copies this file to ``mmcv/_ext.py`` of an mmcv without compiled operators. It
-therefore imports nothing of this package. Functions have the names, arguments and results of mmcv's
-``csrc/pytorch/pybind.cpp``: most write into tensors that the caller allocated, and arguments named ``columns``,
-``ones`` or ``im2col_step`` are buffers and hints of the compiled kernels, not used here. float16 and bfloat16 are
-computed in float32, as torchvision does under autocast.
+``python -m mmvitzoo.ops install`` copies this file to ``mmcv/_ext.py`` of an mmcv without compiled operators. The file
+therefore imports nothing from this package. Functions have the names, arguments and results of mmcv's
+``csrc/pytorch/pybind.cpp``. Most of them write into tensors that the caller allocated. The arguments ``columns``,
+``ones`` and ``im2col_step`` are buffers and hints for the compiled kernels and are not used here. float16 and bfloat16
+are computed in float32, as torchvision does under autocast.
 """
 
 import logging
@@ -19,28 +19,28 @@ import torch
 import torchvision
 from torch import Tensor
 
-TINY = torch.finfo(torch.float32).tiny  # FLT_MIN, below which the focal losses cut their logarithms
+TINY = torch.finfo(torch.float32).tiny  # FLT_MIN; the focal losses clamp probabilities to it before the logarithm
 
-if multiprocessing.parent_process() is None and os.environ.get('RANK', '0') == '0':  # no loader's worker, one rank
+if multiprocessing.parent_process() is None and os.environ.get('RANK', '0') == '0':  # once, not in data workers
     logging.getLogger('mmcv').warning('mmcv.ops: operators come from torchvision %s', torchvision.__version__)
 
 
 def __getattr__(name: str) -> Callable:
-    """Returns a function that says which operator is missing; mmcv asserts at import that every name exists."""
+    """Returns a function that raises an error with the operator's name; mmcv requires all names to exist at import."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
     def missing(*args, **kwargs):
         raise NotImplementedError(
-            f'{name} needs compiled mmcv; here, operators come from torchvision: see docs/operators.md of '
-            'MMViTZoo for how to compile it (in a checkout: make env OPS=compiled)'
+            f'{name} requires compiled mmcv; the installed operators are those of torchvision. See docs/operators.md '
+            'of MMViTZoo for how to compile mmcv (in a checkout: make env OPS=compiled)'
         )
 
     return missing
 
 
 def get_compiler_version() -> str:
-    """Returns the compiler's version for MMEngine's report; nothing was compiled."""
+    """Returns the compiler version for MMEngine's report; there is none, since nothing was compiled."""
     return 'n/a'
 
 
@@ -60,7 +60,7 @@ def _to_float32(*tensors: Tensor) -> Tuple[Tensor, ...]:
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Selects boxes (N, 4) by scores (N,); returns the kept indices, highest score first.
 
-    mmcv compares in float32, torchvision with a double: the rounded threshold makes both agree on an IoU that
+    mmcv compares in float32, torchvision in float64. Rounding the threshold to float32 makes both agree if an IoU
     equals the threshold.
     """
     boxes = boxes.float()
@@ -70,12 +70,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def _iou(boxes: np.ndarray, index: int, others: np.ndarray, offset: int = 0) -> np.ndarray:
-    """Computes the IoU of one of the boxes (N, 4) with others of them (M indices), (M,)."""
+    """Computes the IoU of the box at ``index`` with those at the M indices ``others``: boxes (N, 4) -> (M,)."""
     box, others = boxes[index], boxes[others]
     area, areas = ((x[..., 2:] - x[..., :2] + offset).prod(-1) for x in (box, others))
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]) + offset
     intersection = sides.clip(0).prod(-1)
-    with np.errstate(divide='ignore', invalid='ignore'):  # of empty boxes
+    with np.errstate(divide='ignore', invalid='ignore'):  # empty boxes have area 0
         return intersection / (area + areas - intersection)
 
 
@@ -89,7 +89,7 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Lowers the scores of overlapping boxes (N, 4) on the CPU; writes boxes and scores to dets (N, 5).
+    """Soft-NMS on the CPU: lowers scores (N,) of overlapping boxes (N, 4); writes boxes and scores to dets (N, 5).
 
     Args:
         method: 0 naive, 1 linear, 2 gaussian.
@@ -109,7 +109,7 @@ def softnms(
         else:
             weight = np.where(iou >= np.float32(iou_threshold), 1 - iou if method else np.float32(0), np.float32(1))
         score[rest] *= weight
-        # A removed box is replaced by the last one that stays, so that equal scores keep mmcv's order.
+        # As in mmcv, the last kept box replaces a removed one, so that ties are broken in the same order.
         keep = ~(score[rest] < np.float32(min_score))
         count = keep.sum()
         rest[:count][~keep[:count]] = rest[count:][keep[count:]][::-1]
@@ -120,7 +120,7 @@ def softnms(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> List[List[int]]:
-    """Groups boxes with scores (N, 5): each kept index is followed by those that it suppresses."""
+    """Groups boxes with scores (N, 5); each group is a kept index followed by the indices that it suppresses."""
     boxes = dets[:, :4].detach().float().numpy()
     order, groups = dets[:, 4].sort(descending=True)[1].numpy(), []
     while len(order):
@@ -135,7 +135,7 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
     """Writes overlaps of boxes (N, 4) and (M, 4) to ious, (N, M) or, if aligned, (N,).
 
     Args:
-        mode: 0 intersection over union, 1 over the area of the first box.
+        mode: 0 intersection over union, 1 intersection over the area of the first box.
     """
     if not aligned:
         bboxes1 = bboxes1[:, None]
@@ -145,7 +145,7 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
     ious.copy_(intersection / (area1 if mode else area1 + area2 - intersection))
 
 
-# Rotated boxes: (N, 5), center, width, height and angle in radians, in which x turns to y
+# Rotated boxes, (N, 5): center x and y, width, height, and angle in radians from the x towards the y axis
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
@@ -153,7 +153,10 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _corners(boxes: Tensor) -> Tuple[Tensor, Tensor]:
-    """Returns corners of boxes (..., 5) around their centers, and the edges that leave them, both (..., 4, 2)."""
+    """Returns the corners of boxes (..., 5) relative to their centers, and the edges between them.
+
+    Both are (..., 4, 2); edge i leads from corner i to the next one.
+    """
     signs = boxes.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     x, y = (boxes[..., None, 2:4] / 2 * signs).unbind(-1)
     cos, sin = boxes[..., 4:].cos(), boxes[..., 4:].sin()
@@ -162,19 +165,21 @@ def _corners(boxes: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def _clipped(corners: Tensor, edges: Tensor, others: Tensor, sides: Tensor) -> Tensor:
-    """Sums ``x dy - y dx`` along the parts of a box's edges that are inside another box, (...)."""
+    """Integrates ``x dy - y dx`` along the segments of a box's edges that lie inside another box, (...)."""
     sides = sides[..., None, :, :]
-    inside = _cross(sides, corners[..., None, :] - others[..., None, :, :])  # (..., edges, sides), > 0 is inside
+    inside = _cross(sides, corners[..., None, :] - others[..., None, :, :])  # (..., edges, sides), > 0 if inside
     slope = _cross(sides, edges[..., None, :]) + 0.0  # no -0.0
-    t = -inside / slope  # where an edge, from 0 to 1, crosses a side
+    t = -inside / slope  # position in [0, 1] at which an edge crosses a side
     start = t.where(slope >= 0, torch.zeros_like(t)).amax(-1).clamp(min=0)
     end = t.where(slope < 0, torch.ones_like(t)).amin(-1).clamp(max=1)
     return (_cross(corners, edges) * (end - start).clamp(min=0)).sum(-1)
 
 
 def _iou_rotated(boxes1: Tensor, boxes2: Tensor, mode: int = 0) -> Tensor:
-    """Computes the overlap of pairs of boxes (..., 5), by Green's theorem: the border of the intersection consists of
-    parts of both borders. One box is larger by 1e-9, so that no common border counts twice or never.
+    """Computes the overlap of pairs of boxes (..., 5) by Green's theorem.
+
+    The boundary of the intersection consists of segments of both boundaries. The second box is enlarged by 1e-9, so
+    that a common boundary is counted exactly once.
     """
     boxes1, boxes2 = boxes1.double(), boxes2.double()
     first, edges1 = _corners(boxes1)
@@ -187,13 +192,17 @@ def _iou_rotated(boxes1: Tensor, boxes2: Tensor, mode: int = 0) -> Tensor:
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool) -> None:
-    """Writes overlaps of boxes (N, 5) and (M, 5) to ious, (N * M,) or, if aligned, (N,); modes as above."""
+    """Writes overlaps of boxes (N, 5) and (M, 5) to ious, (N * M,) or, if aligned, (N,).
+
+    Args:
+        mode_flag: 0 intersection over union, 1 intersection over the area of the first box.
+    """
     if aligned:
         ious.copy_(_iou_rotated(boxes1, boxes2, mode_flag))
         return
-    rows = 1 + 2**16 // (1 + len(boxes2))  # a part of the pairs at a time
-    for part, target in zip(boxes1.split(rows), ious.view(len(boxes1), len(boxes2)).split(rows)):
-        target.copy_(_iou_rotated(part[:, None], boxes2, mode_flag))
+    rows = 1 + 2**16 // (1 + len(boxes2))  # about 2**16 pairs per chunk bound the memory
+    for chunk, target in zip(boxes1.split(rows), ious.view(len(boxes1), len(boxes2)).split(rows)):
+        target.copy_(_iou_rotated(chunk[:, None], boxes2, mode_flag))
 
 
 def nms_rotated(
@@ -205,7 +214,7 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    """Selects boxes (N, 5), within each label (N,) if multi_label; returns kept indices, highest score first."""
+    """Selects boxes (N, 5), separately for each label (N,) if multi_label; returns kept indices by falling score."""
     order, kept = scores.sort(descending=True)[1], []
     while len(order):
         first, rest = order[0], order[1:]
@@ -217,12 +226,14 @@ def nms_rotated(
     return torch.stack(kept) if kept else order
 
 
-# Pooling of regions: rois are (N, 5), the index of the image and a box
+# RoI pooling: rois are (N, 5), image index and box
 
 
-def _only_avg(pool_mode: int) -> None:
+def _check_pool_mode(pool_mode: int) -> None:
     if pool_mode != 1:
-        raise NotImplementedError("roi_align with pool_mode='max' needs compiled mmcv: torchvision only averages")
+        raise NotImplementedError(
+            "roi_align with pool_mode='max' requires compiled mmcv; torchvision supports only pool_mode='avg'"
+        )
 
 
 def roi_align_forward(
@@ -238,8 +249,8 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Pools regions of maps (B, C, H, W) to output (N, C, aligned_height, aligned_width)."""
-    _only_avg(pool_mode)
+    """Pools regions of feature maps (B, C, H, W) to output (N, C, aligned_height, aligned_width)."""
+    _check_pool_mode(pool_mode)
     size = aligned_height, aligned_width
     output.copy_(
         torch.ops.torchvision.roi_align(*_to_float32(input, rois), spatial_scale, *size, sampling_ratio, aligned)
@@ -259,8 +270,8 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Writes the gradient of the maps, (B, C, H, W)."""
-    _only_avg(pool_mode)
+    """Writes the gradient of the feature maps, (B, C, H, W)."""
+    _check_pool_mode(pool_mode)
     size = aligned_height, aligned_width, *grad_input.shape
     backward = torch.ops.torchvision._roi_align_backward
     grad_input.copy_(backward(*_to_float32(grad_output, rois), spatial_scale, *size, sampling_ratio, aligned))
@@ -275,13 +286,13 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Takes the largest value of each bin of maps (B, C, H, W).
+    """Max-pools each bin of regions of feature maps (B, C, H, W).
 
-    ``torchvision.ops.roi_pool`` rounds the boxes to whole pixels, mmcv only the bins.
+    It does not call ``torchvision.ops.roi_pool``, which rounds the boxes to whole pixels; mmcv rounds only the bins.
 
     Args:
-        output: (N, C, pooled_height, pooled_width), 0 where a bin is empty.
-        argmax: Place of the value in the map (y * W + x), or -1.
+        output: Maxima, (N, C, pooled_height, pooled_width), 0 in empty bins.
+        argmax: Index y * W + x of each maximum in its map, -1 in empty bins.
     """
     height, width = input.shape[-2:]
     input, rois = _to_float32(input, rois)
@@ -289,7 +300,7 @@ def roi_pool_forward(
     argmax.fill_(-1)
 
     def bins(low: Tensor, high: Tensor, count: int, size: int) -> Tensor:
-        """Returns first and last + 1 pixel of each bin, (N, count, 2)."""
+        """Returns start and end pixel (exclusive) of each bin, (N, count, 2)."""
         step, i = ((high - low) / count)[:, None], torch.arange(count, device=low.device)
         ends = torch.stack(((i * step + low[:, None]).floor(), ((i + 1) * step + low[:, None]).ceil()), -1)
         ends = ends.clamp(0, size).long()
@@ -303,7 +314,7 @@ def roi_pool_forward(
         for j, (left, right) in enumerate(columns[n]):
             if left >= right:
                 continue
-            # The first of equal values in the order of the map: columns first, then rows.
+            # Of equal values mmcv takes the first in row-major order: reduce columns first, then rows.
             values, x = input[image, :, :, left:right].max(-1)  # (C, H)
             for i, (top, bottom) in enumerate(rows[n]):
                 if top < bottom:
@@ -321,7 +332,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Writes the gradient of the maps, (B, C, H, W)."""
+    """Writes the gradient of the feature maps, (B, C, H, W)."""
     images, channels, height, width = grad_input.shape
     maps = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)  # (N, C)
     index = maps[..., None, None] * (height * width) + argmax
@@ -331,16 +342,16 @@ def roi_pool_backward(
     grad_input.copy_(grad.view_as(grad_input))
 
 
-# Deformable convolutions: offsets are (B, groups * 2 * kh * kw, H, W), pairs of y and x, as in torchvision
+# Deformable convolutions: offsets are (B, groups * 2 * kh * kw, H, W) as (y, x) pairs, as in torchvision
 
 
 def _deform_conv(name: str, tensors: Tuple[Tensor, ...], *geometry: Any) -> Any:
-    """Calls torchvision's forward or backward operator in float32 at least."""
+    """Calls torchvision's forward or backward operator in float32 or float64."""
     return getattr(torch.ops.torchvision, name)(*_to_float32(*tensors), *geometry)
 
 
-def _without_mask(input: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
-    """Returns what stands for the mask and the bias of a convolution that has neither."""
+def _dummy_mask_and_bias(input: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
+    """Returns placeholders for the mask and the bias of a convolution that has neither."""
     return input.new_zeros(len(input), 1), input.new_zeros(len(weight))
 
 
@@ -363,8 +374,8 @@ def deform_conv_forward(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Convolves maps (B, C, H, W) to output (B, C', H', W') at shifted places (DCN v1)."""
-    tensors = input, weight, offset, *_without_mask(input, weight)
+    """Deformable convolution (DCN v1) of feature maps (B, C, H, W) to output (B, C', H', W')."""
+    tensors = input, weight, offset, *_dummy_mask_and_bias(input, weight)
     geometry = dH, dW, padH, padW, dilationH, dilationW, group, deformable_group, False
     output.copy_(_deform_conv('deform_conv2d', tensors, *geometry))
 
@@ -389,8 +400,8 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Writes the gradients of the maps and of the offsets."""
-    tensors = gradOutput, input, weight, offset, *_without_mask(input, weight)
+    """Writes the gradients of the feature maps and of the offsets."""
+    tensors = gradOutput, input, weight, offset, *_dummy_mask_and_bias(input, weight)
     geometry = dH, dW, padH, padW, dilationH, dilationW, group, deformable_group, False
     grads = _deform_conv('_deform_conv2d_backward', tensors, *geometry)
     gradInput.copy_(grads[0])
@@ -418,7 +429,7 @@ def deform_conv_backward_parameters(
     im2col_step: int,
 ) -> None:
     """Adds ``scale`` times the gradient of the weight, which does not depend on the weight, to gradWeight."""
-    tensors = gradOutput, input, gradWeight, offset, *_without_mask(input, gradWeight)
+    tensors = gradOutput, input, gradWeight, offset, *_dummy_mask_and_bias(input, gradWeight)
     geometry = dH, dW, padH, padW, dilationH, dilationW, group, deformable_group, False
     gradWeight.add_(_deform_conv('_deform_conv2d_backward', tensors, *geometry)[1], alpha=scale)
 
@@ -444,7 +455,7 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Convolves maps (B, C, H, W) to output (B, C', H', W') at shifted and weighted places (DCN v2)."""
+    """Modulated deformable convolution (DCN v2) of feature maps (B, C, H, W) to output (B, C', H', W')."""
     tensors = input, weight, offset, mask, bias if with_bias else input.new_zeros(len(weight))
     geometry = stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True
     output.copy_(_deform_conv('deform_conv2d', tensors, *geometry))
@@ -476,7 +487,7 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Writes the gradients of maps, weight, offsets, masks and, if there is one, bias."""
+    """Writes the gradients of feature maps, weight, offset, mask and, if ``with_bias``, bias."""
     tensors = grad_output, input, weight, offset, mask, bias if with_bias else input.new_zeros(len(weight))
     geometry = stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True
     grads = _deform_conv('_deform_conv2d_backward', tensors, *geometry)
@@ -485,7 +496,7 @@ def modulated_deform_conv_backward(
         target.copy_(grad)
 
 
-# Multi-scale deformable attention: mmcv's own form in PyTorch
+# Multi-scale deformable attention: mmcv's PyTorch implementation
 
 
 def ms_deform_attn_forward(
@@ -496,16 +507,16 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Attends to few places of several maps.
+    """Multi-scale deformable attention.
 
     Args:
-        value: (B, keys, heads, C).
-        value_spatial_shapes: (levels, 2), height and width of each map.
-        sampling_locations: (B, queries, heads, levels, points, 2), x and y within 0 and 1.
-        attention_weights: (B, queries, heads, levels, points).
+        value: Values, (B, keys, heads, C).
+        value_spatial_shapes: Height and width of each level, (levels, 2).
+        sampling_locations: Normalized x and y in [0, 1], (B, queries, heads, levels, points, 2).
+        attention_weights: Attention weights, (B, queries, heads, levels, points).
 
     Returns:
-        (B, queries, heads * C).
+        Output, (B, queries, heads * C).
     """
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch as attention
 
@@ -524,7 +535,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Writes the gradients of value, places and weights."""
+    """Writes the gradients of values, sampling locations and attention weights."""
     inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
     with torch.enable_grad():
         output = ms_deform_attn_forward(
@@ -535,22 +546,22 @@ def ms_deform_attn_backward(
         target.copy_(grad)
 
 
-# Focal losses: target holds classes (N,); rows of the sigmoid form with any other number are background
+# Focal losses: target holds class indices (N,); in the sigmoid form any other index is background
 
 
 def _apply_class_weight(loss: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Multiplies rows by the weights (C,) of their classes, if there are any."""
+    """Multiplies rows by the weights (C,) of their classes, unless ``weight`` is empty."""
     if not weight.numel():
         return loss
-    known = (target >= 0) & (target < len(weight))
-    rows = weight.to(loss)[target.where(known, torch.zeros_like(target))].where(known, loss.new_ones(()))
+    valid = (target >= 0) & (target < len(weight))
+    rows = weight.to(loss)[target.where(valid, torch.zeros_like(target))].where(valid, loss.new_ones(()))
     return loss * (rows[:, None] if loss.dim() == 2 else rows)
 
 
 def _sigmoid_focal_loss(
     input: Tensor, target: Tensor, weight: Tensor, alpha: float, positive: Callable, negative: Callable
 ) -> Tensor:
-    """Evaluates one formula of the probability at the class of each row, the other elsewhere, (N, C)."""
+    """Applies ``positive`` to the probability of each row's class and ``negative`` to all others, (N, C)."""
     (input,) = _to_float32(input)
     p = input.sigmoid()
     is_class = target[:, None] == torch.arange(input.shape[1], device=input.device)
@@ -560,7 +571,7 @@ def _sigmoid_focal_loss(
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Writes the loss of each logit (N, C) to output (N, C)."""
+    """Writes the sigmoid focal loss of logits (N, C) to output (N, C)."""
 
     def positive(p: Tensor) -> Tensor:
         return (1 - p) ** gamma * p.clamp(min=TINY).log()
@@ -574,7 +585,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Writes the derivative of each loss to grad_input (N, C)."""
+    """Writes the derivative of each loss with respect to its logit to grad_input (N, C)."""
 
     def positive(p: Tensor) -> Tensor:
         return (1 - p) ** gamma * (1 - p - gamma * p * p.clamp(min=TINY).log())
@@ -586,14 +597,14 @@ def sigmoid_focal_loss_backward(
 
 
 def _probability_of(target: Tensor, softmax: Tensor) -> Tensor:
-    """Returns the probability (N,) of each row's class, that of class 0 where the class is negative."""
+    """Returns the probability (N,) of each row's class; for a negative index, the probability of class 0."""
     return softmax.gather(1, target.clamp(min=0)[:, None])[:, 0]
 
 
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Writes the loss of each row of probabilities (N, C) to output (N,); 0 where the class is negative."""
+    """Writes the softmax focal loss of probabilities (N, C) to output (N,); 0 for a negative class index."""
     (input,) = _to_float32(input)
     p = _probability_of(target, input)
     loss = -alpha * (1 - p) ** gamma * p.clamp(min=TINY).log()
@@ -603,7 +614,7 @@ def softmax_focal_loss_forward(
 def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Writes the derivatives by the logits to grad_input (N, C), from probabilities (N, C)."""
+    """Writes derivatives with respect to the logits to grad_input (N, C), given probabilities (N, C)."""
     (input,) = _to_float32(input)
     p = _probability_of(target, input)
     slope = alpha * (gamma * (1 - p) ** (gamma - 1) * p * p.clamp(min=TINY).log() - (1 - p) ** gamma)

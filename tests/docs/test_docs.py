@@ -19,8 +19,7 @@ from test_readme import COMMANDS as COMMANDS_OF_README
 import mmvitzoo
 from mmvitzoo.analysis.cost import measure
 from mmvitzoo.checkpoints import save
-from mmvitzoo.checkpoints.conversion import LAYOUTS
-from mmvitzoo.checkpoints.layout import Drop
+from mmvitzoo.checkpoints.layouts import LAYOUTS, Dropped
 from mmvitzoo.inference import load_model
 from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, SimpleFeaturePyramid, ViTAE
 
@@ -74,13 +73,13 @@ def test_config_of(page, example, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def prepared(stand_ins):
+def prepared(mock_datasets):
     """Checkpoints as the first training leaves them, with random weights."""
     torch.manual_seed(0)
     weights = load_model('mask-rcnn_mpvit-tiny_fpn_mini-coco').state_dict()
     for path in {path for text in PAGES.values() for path in re.findall(r'work_dirs/mini/epoch_\d+\.pth', text)}:
-        save(weights, stand_ins / path, overwrite=True)
-    return stand_ins
+        save(weights, mock_datasets / path, overwrite=True)
+    return mock_datasets
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```python', text, re.MULTILINE)])
@@ -121,7 +120,7 @@ def echo(tmp_path):
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```bash', text, re.MULTILINE)])
-def test_commands_of(page, run, run_tool, clean_stand_ins, echo):
+def test_commands_of(page, run, run_tool, clean_mock_datasets, echo):
     blocks = BLOCK.findall(PAGES[page])
     for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
         if language != 'bash':
@@ -212,7 +211,7 @@ def test_layouts_of_the_converters():
 
 
 def test_reasons_of_the_converters():
-    reasons = {target.reason for layout in LAYOUTS for target in layout.table.values() if isinstance(target, Drop)}
+    reasons = {target.reason for layout in LAYOUTS for target in layout.table.values() if isinstance(target, Dropped)}
     assert len(reasons) >= 10 and all(f'| {reason} |' in PAGES['converters'] for reason in reasons)
 
 

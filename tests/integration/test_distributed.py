@@ -1,4 +1,4 @@
-"""Two processes on a CPU train what one does, and shards what whole models do."""
+"""Distributed and FSDP trainings on a CPU equal trainings in one process."""
 
 import inspect
 import re
@@ -17,8 +17,8 @@ from torch import nn
 from mmvitzoo.engine import wrap_blocks
 from mmvitzoo.models import PlainViT
 
-# Gradients are compared through plain steps: Adam would enlarge what differs by rounding alone, such as those
-# of a key's bias, which are zero but for it.
+# SGD is used to compare gradients. Adam would amplify rounding errors of gradients that are zero in exact arithmetic,
+# such as those of the key bias in attention.
 CONFIG = """
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['mmvitzoo'])
@@ -58,7 +58,7 @@ custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.engine.layer_decay'])
 
 
 def write_config(workspace, form):
-    """A classifier with a form's backbone; BatchNorm is frozen, since its statistics are of one process."""
+    """Writes the config of a classifier; BatchNorm is frozen, since its statistics depend on the batch of a process."""
     build = FORMS[form].build
     options = dict(build.keywords, out_indices=(3,), **(dict(norm_eval=True) if form in WITH_BN else {}))
     text = CONFIG.format(
@@ -78,7 +78,7 @@ def losses(output):
 
 @pytest.fixture
 def train_two(run):
-    """Trains a config in a folder with two processes; returns what they printed."""
+    """Returns a function that trains a config with two processes and returns their output."""
 
     def train_two(config, folder, options=''):
         return run(f'tools/dist_train.sh {config} 2 --work-dir work_dirs/{folder} {options}', PORT=free_port())
@@ -90,15 +90,15 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize('form', ['vitdet', *(pytest.param(form, marks=slow) for form in ('mpvit', 'mvitv2_windows'))])
-def test_two_processes_equal_one_with_the_doubled_batch(form, train_two, workspace, monkeypatch):
-    """Every parameter is used: without ``find_unused_parameters`` one that is not would stop the second step."""
+def test_two_processes_equal_one_with_double_batch_size(form, train_two, workspace, monkeypatch):
+    """Also proves that every parameter is used: DDP raises an error in the second step otherwise."""
     config = write_config(workspace, form)
     train_two(config, f'{form}_two')
     monkeypatch.chdir(workspace)
-    alone = Config.fromfile(config)
-    alone.work_dir = f'work_dirs/{form}_one'
-    alone.train_dataloader.batch_size = 8
-    Runner.from_cfg(alone).train()
+    single = Config.fromfile(config)
+    single.work_dir = f'work_dirs/{form}_one'
+    single.train_dataloader.batch_size = 8
+    Runner.from_cfg(single).train()
     two, one = (weights(workspace / f'work_dirs/{form}_{name}/epoch_1.pth') for name in ('two', 'one'))
     assert two.keys() == one.keys()
     for key, value in one.items():
@@ -107,8 +107,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(form, train_two, workspa
 
 @slow
 @pytest.mark.parametrize('form', ['vitdet', 'mpvit'])
-def test_shards_train_as_whole_models_do(form, train_two, workspace):
-    """With decaying learning rates, each block a unit; checkpoints are whole, and resumed."""
+def test_fsdp_training_equals_ddp_training(form, train_two, workspace):
+    """Layer decay is used, checkpoints are unsharded, and the training is resumed."""
     base = write_config(workspace, form)
     sharded = FSDP.format(base=base)
     (workspace / f'sharded_{form}.py').write_text(sharded)
@@ -127,8 +127,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('configs/vitdet/sharded/*.py')), ids=lambda path: path.stem)
-def test_configs_of_large_models(path):
-    """The recipes they are for, with arguments that MMEngine's strategies have; DeepSpeed is not installed here."""
+def test_sharded_configs_equal_base_recipe(path):
+    """Strategies have valid arguments; those of DeepSpeed are not run, since it is not installed."""
     config = Config.fromfile(path)
     recipe = Config.fromfile(path.parents[1] / f'{path.stem.rpartition("_")[0]}.py')
     assert config.model == recipe.model and config.param_scheduler == recipe.param_scheduler
@@ -136,16 +136,16 @@ def test_configs_of_large_models(path):
     assert config.runner_type == 'FlexibleRunner'
     init_default_scope(config.default_scope)
     strategy = dict(config.strategy)
-    kind = STRATEGIES.get(strategy.pop('type'))
-    assert issubclass(kind, DDPStrategy) or 'deepspeed' in path.stem
-    assert strategy.keys() <= {name for base in kind.__mro__ for name in inspect.signature(base).parameters}
+    strategy_type = STRATEGIES.get(strategy.pop('type'))
+    assert issubclass(strategy_type, DDPStrategy) or 'deepspeed' in path.stem
+    assert strategy.keys() <= {name for base in strategy_type.__mro__ for name in inspect.signature(base).parameters}
     if 'fsdp' in path.stem:
         wrapper = strategy['model_wrapper']
         assert wrapper.keys() <= inspect.signature(MMFullyShardedDataParallel).parameters.keys()
         assert FUNCTIONS.get(wrapper.auto_wrap_policy) is wrap_blocks
 
 
-def test_every_block_is_a_unit():
+def test_wrap_policy_selects_blocks():
     model = nn.Sequential(PlainViT(dict(embed_dims=8, num_layers=3, num_heads=1, mlp_ratio=1)))
     units = [name for name, module in model.named_modules() if wrap_blocks(module, False, 0)]
     assert units == [f'0.blocks.{i}' for i in range(3)] and wrap_blocks(model, True, 0)

@@ -1,4 +1,4 @@
-"""Finding configs, and models that predict: by name and by path, in our tools and in the toolboxes' inferencers."""
+"""Config names, Predictor, tools/infer.py and the toolboxes' inferencers."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def image(workspace):
 
 @pytest.fixture(scope='module')
 def checkpoints(workspace):
-    """Random weights, as a training leaves them."""
+    """Saves checkpoints with random weights."""
     folder = workspace / 'random'
     folder.mkdir()
     for name in (DETECTOR, BOXES, SEGMENTOR, CLASSIFIER):
@@ -49,7 +49,7 @@ def checkpoints(workspace):
 # ---------------------------------------------------------------- names
 
 
-def test_models_are_those_of_the_metafiles(workspace):
+def test_list_models_equals_metafiles(workspace):
     models = [
         model
         for path in workspace.glob('configs/*/metafile.yml')
@@ -57,46 +57,45 @@ def test_models_are_those_of_the_metafiles(workspace):
     ]
     assert mmvitzoo.list_models() == sorted(model['Name'] for model in models)
     for model in models:
-        told = {TASK_NAMES[result['Task']] for result in model.get('Results', [])}
-        assert told <= set(tasks_of(model['Name']))
-        if told:
-            assert set(tasks_of(model['Name'])) == told, model['Name']
+        tasks = {TASK_NAMES[result['Task']] for result in model.get('Results', [])}
+        if tasks:
+            assert set(tasks_of(model['Name'])) == tasks, model['Name']
 
 
-def test_families_and_tasks():
-    everything = mmvitzoo.list_models()
+def test_list_models_by_family_and_task():
+    names = mmvitzoo.list_models()
     by_family = [mmvitzoo.list_models(family) for family in FAMILIES]
-    assert sorted(sum(by_family, [])) == everything and all(by_family)
-    assert set().union(*(mmvitzoo.list_models(task=task) for task in TASKS)) == set(everything)
+    assert sorted(sum(by_family, [])) == names and all(by_family)
+    assert set().union(*(mmvitzoo.list_models(task=task) for task in TASKS)) == set(names)
     assert mmvitzoo.list_models('vitae', 'detection') == mmvitzoo.list_models('vitae') != []
     assert mmvitzoo.list_models('vitae', 'classification') == []
     assert family_of('deit-base_upernet_8xb2-80k_ade20k-512x512') == 'plainvit'
     types = dict(mpvit='MPViT', mvitv2='MViTv2', scalablevit='ScalableViT', plainvit='PlainViT', vitae='ViTAE')
-    for family, names in zip(FAMILIES, by_family):
-        config = mmvitzoo.get_config(names[0])
-        assert config.model.backbone.type == types[family] and config.filename.endswith(f'/{names[0]}.py')
+    for family, (name, *_) in zip(FAMILIES, by_family):
+        config = mmvitzoo.get_config(name)
+        assert config.model.backbone.type == types[family] and config.filename.endswith(f'/{name}.py')
 
 
 @pytest.mark.parametrize(
     'call, message',
     [
-        (lambda: mmvitzoo.list_models('swin'), "family is one of mpvit, .*, got 'swin'"),
-        (lambda: mmvitzoo.list_models(task='pose'), "task is one of classification, .*, got 'pose'"),
-        (lambda: mmvitzoo.get_config('mpvit-tyny_8xb128_in1k'), 'no such config.*close are mpvit-tiny_8xb128_in1k'),
+        (lambda: mmvitzoo.list_models('swin'), "family must be one of mpvit, .*, got 'swin'"),
+        (lambda: mmvitzoo.list_models(task='pose'), "task must be one of classification, .*, got 'pose'"),
+        (lambda: mmvitzoo.get_config('mpvit-tyny_8xb128_in1k'), 'no such config.*did you mean mpvit-tiny_8xb128_in1k'),
         (lambda: mmvitzoo.get_config('nothing/of/this.py'), 'nothing/of/this.py: no such config'),
     ],
 )
-def test_unknown_names(call, message):
+def test_unknown_names_are_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_mim_downloads_what_is_published(tmp_path, monkeypatch):
-    asked = []
-    module = sys.modules[download.__module__]  # whose name the function hides
-    monkeypatch.setattr(module, 'download_from_file', lambda url, path, **kwargs: asked.append(url))
+def test_mim_downloads_published_weights(tmp_path, monkeypatch):
+    urls = []
+    module = sys.modules[download.__module__]  # the function of the same name shadows the module
+    monkeypatch.setattr(module, 'download_from_file', lambda url, path, **kwargs: urls.append(url))
     download('mmvitzoo', ['mvitv2-tiny_8xb256_in1k'], str(tmp_path))
-    assert asked == ['https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_T_in1k.pyth']
+    assert urls == ['https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_T_in1k.pyth']
     assert mmvitzoo.get_config(str(tmp_path / 'mvitv2-tiny_8xb256_in1k.py')).model.backbone.type == 'MViTv2'
 
 
@@ -107,10 +106,10 @@ def test_mim_downloads_what_is_published(tmp_path, monkeypatch):
         (DETECTOR, 'there are none; train this config'),
     ],
 )
-def test_mim_says_where_nothing_is_published(tmp_path, name, reason):
-    with pytest.raises(TypeError) as caught:  # MIM raises a text
+def test_mim_download_gives_reason_without_published_weights(tmp_path, name, reason):
+    with pytest.raises(TypeError) as error:  # MIM raises a string, which is a TypeError
         download('mmvitzoo', [name], str(tmp_path))
-    assert reason in ''.join(traceback.format_exception(caught.type, caught.value, caught.tb))
+    assert reason in ''.join(traceback.format_exception(error.type, error.value, error.tb))
 
 
 # ---------------------------------------------------------------- the toolboxes' inferencers
@@ -118,20 +117,20 @@ def test_mim_says_where_nothing_is_published(tmp_path, name, reason):
 
 @pytest.mark.stack
 @pytest.mark.parametrize('by_name', [True, False])
-def test_det_inferencer(workspace, checkpoints, image, by_name):
+def test_det_inferencer_equals_predictor(workspace, checkpoints, image, by_name):
     from mmdet.apis import DetInferencer
 
     config = mmvitzoo.get_config(DETECTOR) if by_name else str(workspace / f'configs/mpvit/{DETECTOR}.py')
     inferencer = DetInferencer(config, str(checkpoints / f'{DETECTOR}.pth'), device='cpu', show_progress=False)
-    (found,) = inferencer(str(image), return_vis=True, no_save_vis=True)['predictions']
-    ours = Predictor(DETECTOR, checkpoints / f'{DETECTOR}.pth', 'cpu', score_thr=0)(image).result['objects']
-    assert len(ours) == len(found['scores']) > 0
-    np.testing.assert_allclose([x['score'] for x in ours], sorted(found['scores'], reverse=True))
+    (prediction,) = inferencer(str(image), return_vis=True, no_save_vis=True)['predictions']
+    objects = Predictor(DETECTOR, checkpoints / f'{DETECTOR}.pth', 'cpu', score_thr=0)(image).result['objects']
+    assert len(objects) == len(prediction['scores']) > 0
+    np.testing.assert_allclose([x['score'] for x in objects], sorted(prediction['scores'], reverse=True))
 
 
 @pytest.mark.stack
 @pytest.mark.parametrize('by_name', [True, False])
-def test_seg_inferencer(workspace, checkpoints, image, by_name):
+def test_seg_inferencer_equals_predictor(workspace, checkpoints, image, by_name):
     from mmseg.apis import MMSegInferencer
 
     config = mmvitzoo.get_config(SEGMENTOR) if by_name else str(workspace / f'configs/vit/{SEGMENTOR}.py')
@@ -144,19 +143,19 @@ def test_seg_inferencer(workspace, checkpoints, image, by_name):
 
 @pytest.mark.stack
 @pytest.mark.parametrize('by_name', [True, False])
-def test_classification_inferencer(workspace, checkpoints, image, by_name):
+def test_classification_inferencer_equals_predictor(workspace, checkpoints, image, by_name):
     from mmpretrain import ImageClassificationInferencer
 
     config = mmvitzoo.get_config(CLASSIFIER) if by_name else str(workspace / f'configs/vit/{CLASSIFIER}.py')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):  # MMPretrain's, unlike the others', leaves it to us
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # unlike the others, it sets no scope
         inferencer = ImageClassificationInferencer(config, str(checkpoints / f'{CLASSIFIER}.pth'), device='cpu')
-        (told,) = inferencer(str(image))
-    best = Predictor(CLASSIFIER, checkpoints / f'{CLASSIFIER}.pth', 'cpu')(image).result['classes']
-    assert len(best) == 5 and best[0]['score'] == pytest.approx(told['pred_score'])
-    assert best[0]['class'] == str(told['pred_label'])  # of the digits
+        (prediction,) = inferencer(str(image))
+    classes = Predictor(CLASSIFIER, checkpoints / f'{CLASSIFIER}.pth', 'cpu')(image).result['classes']
+    assert len(classes) == 5 and classes[0]['score'] == pytest.approx(prediction['pred_score'])
+    assert classes[0]['class'] == str(prediction['pred_label'])  # the classes are digits
 
 
-def test_models_of_several_toolboxes_take_turns(checkpoints, image):
+def test_predictors_of_several_toolboxes_alternate(checkpoints, image):
     predictors = [Predictor(name, checkpoints / f'{name}.pth', 'cpu') for name in (DETECTOR, SEGMENTOR, CLASSIFIER)]
     first = [predictor(image).result for predictor in predictors]
     assert [predictor(image).result for predictor in predictors] == first
@@ -168,18 +167,18 @@ INFER = 'tools/infer.py'
 
 
 @pytest.mark.parametrize('name', [DETECTOR, BOXES, SEGMENTOR, CLASSIFIER])
-def test_folder_of_images(run_tool, workspace, checkpoints, image, name):
-    folder, out = workspace / 'own images', workspace / f'seen-{name}'
-    (folder / 'below').mkdir(parents=True, exist_ok=True)
+def test_infer_folder_of_images(run_tool, workspace, checkpoints, image, name):
+    folder, out = workspace / 'my images', workspace / f'results-{name}'
+    (folder / 'subfolder').mkdir(parents=True, exist_ok=True)
     picture = Image.open(image)
     picture.save(folder / 'a.png')
-    picture.convert('L').save(folder / 'below' / 'a.jpg')
-    (folder / 'notes.txt').write_text('no image')
-    (workspace / 'own').unlink(missing_ok=True)
-    (workspace / 'own').symlink_to(folder)
-    output = run_tool(f'{INFER} {name} random/{name}.pth own --out {out.name} --score-thr 0 --device cpu')
+    picture.convert('L').save(folder / 'subfolder' / 'a.jpg')
+    (folder / 'notes.txt').write_text('not an image')
+    (workspace / 'images').unlink(missing_ok=True)
+    (workspace / 'images').symlink_to(folder)
+    output = run_tool(f'{INFER} {name} random/{name}.pth images --out {out.name} --score-thr 0 --device cpu')
     assert f'{out.name}: 2 of 2 images' in output and '2/2' in output
-    for stem in ('a.png', 'below/a.jpg'):
+    for stem in ('a.png', 'subfolder/a.jpg'):
         assert read_image(out / f'pictures/{stem}.png').shape == np.asarray(picture).shape
         content = json.loads((out / f'predictions/{stem}.json').read_text())
         assert (content['width'], content['height']) == picture.size
@@ -192,27 +191,20 @@ def test_folder_of_images(run_tool, workspace, checkpoints, image, name):
         assert (out / f'predictions/{stem}.png').exists() == (name == SEGMENTOR)
     if name == SEGMENTOR:
         labels = np.asarray(Image.open(out / 'predictions/a.png.png'))
-        largest = content_classes(out)[0]
-        assert largest['share'] == pytest.approx((labels == labels_of(largest)).mean())
+        largest = json.loads((out / 'predictions/a.png.json').read_text())['classes'][0]
+        label = 0 if largest['class'] == 'background' else int(largest['class']) + 1
+        assert largest['share'] == pytest.approx((labels == label).mean())
 
 
-def content_classes(out):
-    return json.loads((out / 'predictions/a.png.json').read_text())['classes']
-
-
-def labels_of(item):
-    return 0 if item['class'] == 'background' else int(item['class']) + 1
-
-
-def test_a_bad_image_does_not_end_a_long_run(run_tool, workspace, checkpoints, image):
-    folder = workspace / 'some-bad'
+def test_infer_continues_after_unreadable_image(run_tool, workspace, checkpoints, image):
+    folder = workspace / 'unreadable'
     folder.mkdir()
     (folder / 'empty.jpg').touch()
     (folder / 'text.png').write_text('hello')
     Image.open(image).save(folder / 'z.png')
-    output = run_tool(f'{INFER} {CLASSIFIER} random/{CLASSIFIER}.pth some-bad --out some', fails=True)
+    output = run_tool(f'{INFER} {CLASSIFIER} random/{CLASSIFIER}.pth unreadable --out readable', fails=True)
     assert 'empty.jpg: cannot be read as an image' in output and 'text.png: cannot' in output
-    assert 'some: 1 of 3 images' in output and (workspace / 'some/predictions/z.png.json').exists()
+    assert 'readable: 1 of 3 images' in output and (workspace / 'readable/predictions/z.png.json').exists()
 
 
 @pytest.mark.parametrize(
@@ -222,38 +214,38 @@ def test_a_bad_image_does_not_end_a_long_run(run_tool, workspace, checkpoints, i
         (f'{CLASSIFIER} nowhere.pth data/mini/val', 'nowhere.pth: no such checkpoint file'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth nowhere', 'nowhere: no such image or folder'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth configs/vit', 'configs/vit: no image in this folder'),
-        (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'does not fit the config: lacks backbone.'),
+        (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'does not fit the config: missing key backbone.'),
         (f'{DETECTOR} configs/vit/README.md data/mini/val', 'README.md: is neither a PyTorch checkpoint nor'),
     ],
 )
-def test_wrong_arguments(run_tool, workspace, checkpoints, arguments, message):
-    output = run_tool(f'{INFER} {arguments} --out nothing', fails=True)
+def test_infer_with_invalid_arguments(run_tool, workspace, checkpoints, arguments, message):
+    output = run_tool(f'{INFER} {arguments} --out invalid', fails=True)
     assert message in output
-    assert not (workspace / 'nothing').exists()
+    assert not (workspace / 'invalid').exists()
 
 
 # ---------------------------------------------------------------- weights
 
 
-def test_authors_files_are_converted(tmp_path):
+def test_load_model_converts_authors_layouts(tmp_path):
     config = mmvitzoo.get_config('plainvit-tiny_in1k')
     model = load_model(config)
-    theirs = export(model.state_dict(), 'plainvit', 'timm')
-    assert not any(key.startswith('backbone.') for key in theirs)
-    save(theirs, tmp_path / 'timm.pth')
-    again = load_model(config, tmp_path / 'timm.pth').state_dict()
-    assert again.keys() == model.state_dict().keys()
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.items())
+    weights = export(model.state_dict(), 'plainvit', 'timm')
+    assert not any(key.startswith('backbone.') for key in weights)
+    save(weights, tmp_path / 'timm.pth')
+    loaded = load_model(config, tmp_path / 'timm.pth').state_dict()
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.items())
 
 
-def test_weights_that_do_not_fit(tmp_path):
+def test_mismatched_weights_are_an_error(tmp_path):
     model = load_model(CLASSIFIER)
     weights = model.state_dict()
     save({'layer1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
     with pytest.raises(CheckpointError, match='resnet.pth: .*layer1.weight'):
         load_weights(model, tmp_path / 'resnet.pth')
     for change, message in (
-        (dict(extra=torch.zeros(1)), 'has what the model has not: extra$'),
+        (dict(extra=torch.zeros(1)), 'unexpected key extra$'),
         ({'head.fc.weight': torch.zeros(7, 128)}, 'size mismatch for head.fc.weight'),
     ):
         save({**weights, **change}, tmp_path / 'a.pth', overwrite=True)
@@ -261,18 +253,18 @@ def test_weights_that_do_not_fit(tmp_path):
             load_weights(model, tmp_path / 'a.pth')
     del weights['head.fc.bias'], weights['head.fc.weight']
     save(weights, tmp_path / 'a.pth', overwrite=True)
-    with pytest.raises(CheckpointError, match='lacks head.fc.bias and 1 more$'):
+    with pytest.raises(CheckpointError, match='missing key head.fc.bias and 1 more$'):
         load_weights(model, tmp_path / 'a.pth')
 
 
-def test_configs_of_other_scopes():
+def test_unsupported_default_scope_is_an_error():
     config = mmvitzoo.get_config(CLASSIFIER)
     config.default_scope = 'mmpose'
-    with pytest.raises(ValueError, match="default_scope is one of mmdet, mmseg, mmpretrain, got 'mmpose'"):
+    with pytest.raises(ValueError, match="default_scope must be one of mmdet, mmseg, mmpretrain, got 'mmpose'"):
         load_model(config)
 
 
-def test_images_of_a_folder_are_sorted(tmp_path):
+def test_find_images_is_sorted_and_recursive(tmp_path):
     for name in ('b.JPG', 'a.txt', 'sub/a.webp'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""A training that was stopped goes on as if it had not been, and loses no checkpoint."""
+"""Resumed trainings equal uninterrupted ones, and no checkpoint is lost."""
 
 import json
 import os
@@ -41,10 +41,10 @@ ITERATIONS, EPOCH = 12, 4
 
 
 class Record(Hook):
-    """Keeps the loss and the learning rate of each iteration.
+    """Hook that records the loss and the learning rate of each iteration.
 
     Args:
-        stop_after: Number of iterations after which the training is interrupted.
+        stop_after: Number of iterations after which the training is interrupted. None: no interruption.
     """
 
     def __init__(self, stop_after=None):
@@ -59,14 +59,14 @@ class Record(Hook):
 
 @pytest.fixture
 def build(workspace, monkeypatch):
-    """Builds the runner of the classifier's training in a folder."""
+    """Returns a function that builds the runner of a classifier with a given work directory."""
     monkeypatch.chdir(workspace)
     (workspace / 'resume_classifier.py').write_text(CLASSIFIER)
 
     def build(folder, **options):
         config = Config.fromfile('resume_classifier.py')
         config.work_dir = f'work_dirs/{folder}'
-        config.experiment_name = f'{folder}_{random.random()}'  # runners of one second would share what they log
+        config.experiment_name = f'{folder}_{random.random()}'  # runners of one second would share a logger
         config.merge_from_dict(options)
         return Runner.from_cfg(config)
 
@@ -74,7 +74,7 @@ def build(workspace, monkeypatch):
 
 
 def train(runner, stop_after=None):
-    """Loss and learning rate of each iteration."""
+    """Trains and returns the loss and the learning rate of each iteration."""
     record = Record(stop_after)
     runner.register_hook(record)
     with suppress(KeyboardInterrupt):
@@ -83,7 +83,7 @@ def train(runner, stop_after=None):
 
 
 def test_resumed_training_equals_uninterrupted_one(build, workspace):
-    """Augmentations, the order of the data, drop path, schedule, weights and optimizer, bit for bit."""
+    """Augmentations, data order, drop path, schedule, weights and optimizer states are equal bit for bit."""
     expected = train(build('resume_whole'))
     assert len(expected) == ITERATIONS and len({loss for loss, _ in expected.values()}) == ITERATIONS
     stop_after = random.randint(EPOCH + 1, ITERATIONS - 1)
@@ -95,51 +95,51 @@ def test_resumed_training_equals_uninterrupted_one(build, workspace):
     assert_same_weights(*(workspace / f'work_dirs/resume_{name}/epoch_3.pth' for name in ('stopped', 'whole')))
 
 
-def test_hook_says_what_it_needs(build):
-    with pytest.raises(ValueError, match='ExactResumeHook needs a fixed seed'):
+def test_hook_checks_seed_and_workers(build):
+    with pytest.raises(ValueError, match='ExactResumeHook requires a fixed seed'):
         build('unseeded', **{'randomness.seed': None}).train()
     by_iteration = dict(
         train_cfg=dict(_delete_=True, by_epoch=False, max_iters=1),
         train_dataloader=dict(num_workers=0, persistent_workers=False),
         param_scheduler=None,
     )
-    with pytest.raises(ValueError, match='a training by iterations needs num_workers of at least 1'):
+    with pytest.raises(ValueError, match='requires num_workers >= 1 in iteration-based trainings, got 0'):
         build('no_workers', **by_iteration).train()
 
 
-def test_a_checkpoint_is_kept_while_the_next_is_written(workspace):
-    """MMEngine removes the oldest before it writes."""
-    kept = [
+def test_configs_keep_at_least_two_checkpoints(workspace):
+    """MMEngine removes the oldest checkpoint before it writes the next one."""
+    max_keep_ckpts = [
         int(number)
         for path in workspace.glob('configs/**/*.py')
         for number in re.findall(r'max_keep_ckpts=(\d+)', path.read_text())
     ]
-    assert kept and min(kept) >= 2
+    assert max_keep_ckpts and min(max_keep_ckpts) >= 2
 
 
 @pytest.fixture
 def start(workspace):
-    """Starts a command in a process group of its own; its output goes to a file."""
+    """Returns a function that starts a command in a new process group with its output in a file."""
 
     def start(command, log, **env):
         path = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
         env = dict(os.environ, PATH=path, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', **env)
         with open(workspace / log, 'a') as file:
-            how = dict(stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-            return subprocess.Popen(command.split(), cwd=workspace, env=env, **how)
+            options = dict(stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(command.split(), cwd=workspace, env=env, **options)
 
     return start
 
 
-def end(groups):
-    """Ends what is left of process groups: a killed training leaves the processes that read its data."""
+def kill_groups(groups):
+    """Kills process groups, since the data workers of a killed training keep running."""
     for group in groups:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 
 
 def curve(folder):
-    """Losses by iteration, of all runs in a folder, the last of those that did an iteration twice."""
+    """Reads the losses of all runs in a folder by iteration; later runs replace repeated iterations."""
     losses = {}
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
@@ -149,17 +149,17 @@ def curve(folder):
 
 
 def assert_same_weights(path, expected):
-    ours, theirs = (torch.load(x, weights_only=True) for x in (path, expected))
-    assert ours['state_dict'].keys() == theirs['state_dict'].keys()
-    for key, value in theirs['state_dict'].items():
-        assert torch.equal(ours['state_dict'][key], value), key
-    for a, b in zip(ours['optimizer']['state'].values(), theirs['optimizer']['state'].values()):
+    actual, expected = (torch.load(x, weights_only=True) for x in (path, expected))
+    assert actual['state_dict'].keys() == expected['state_dict'].keys()
+    for key, value in expected['state_dict'].items():
+        assert torch.equal(actual['state_dict'][key], value), key
+    for a, b in zip(actual['optimizer']['state'].values(), expected['optimizer']['state'].values()):
         assert torch.equal(a['exp_avg_sq'], b['exp_avg_sq'])
 
 
 @pytest.mark.slow
 def test_killed_detector_training_equals_uninterrupted_one(start, workspace):
-    """Killed without a warning at a random iteration, with sampled boxes and BatchNorm."""
+    """The process is killed at a random iteration; the model samples boxes and has BatchNorm."""
     (workspace / 'resume_detector.py').write_text(DETECTOR)
     whole, folder = (workspace / 'work_dirs' / f'resume_detector_{name}' for name in ('whole', 'killed'))
     command = 'python tools/train.py resume_detector.py --work-dir'
@@ -171,18 +171,18 @@ def test_killed_detector_training_equals_uninterrupted_one(start, workspace):
     process = start(f'{command} {folder}', 'killed.log')
     while len(curve(folder)) < stop_after and process.poll() is None:
         time.sleep(0.05)
-    end([process.pid])
+    kill_groups([process.pid])
     assert process.wait() != 0
     assert (folder / 'last_checkpoint').read_text().endswith(('epoch_1.pth', 'epoch_2.pth'))
     assert start(f'{command} {folder} --resume', 'killed.log').wait() == 0
-    assert len(list(folder.glob('*/vis_data/scalars.json'))) == 2, 'it did not resume in a second run'
+    assert len(list(folder.glob('*/vis_data/scalars.json'))) == 2, 'the training did not resume'
     assert curve(folder) == expected, f'stopped after iteration {stop_after}'
     assert_same_weights(folder / 'epoch_3.pth', whole / 'epoch_3.pth')
 
 
 @pytest.mark.slow
-def test_killed_worker_stops_the_job(start, run, workspace):
-    """With a message that names it, and a checkpoint from which both go on."""
+def test_killed_rank_stops_the_job(start, run, workspace):
+    """The error message names the killed process, and the training can be resumed."""
     (workspace / 'killed.py').write_text(CLASSIFIER.replace('indices=16', 'indices=160'))
     folder = workspace / 'work_dirs' / 'killed'
     command = f'tools/dist_train.sh killed.py 2 --work-dir {folder}'
@@ -193,7 +193,7 @@ def test_killed_worker_stops_the_job(start, run, workspace):
     groups = {os.getpgid(int(pid)) for pid in [process.pid, *workers]}
     os.kill(int(workers[-1]), signal.SIGKILL)
     assert process.wait(60) != 0
-    end(groups)
+    kill_groups(groups)
     message = (workspace / 'killed_worker.log').read_text()
     assert 'Signal 9 (SIGKILL) received by PID' in message and workers[-1] in message
     output = run(f'{command} --resume', PORT=free_port())

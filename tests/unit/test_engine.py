@@ -1,20 +1,27 @@
-"""BackboneLayerDecay: learning rates and weight decay of what is no classifier."""
+"""BackboneLayerDecay: learning rates and weight decay in detectors and segmentors. ExactResumeHook: seeds."""
 
 import re
+from functools import partial
+from itertools import product
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from mmengine.dataset import worker_init_fn
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
 import mmvitzoo.engine.layer_decay  # noqa: F401  registers the constructor
+from mmvitzoo.engine import ExactResumeHook, exact_resume
 from mmvitzoo.models import MPViT, PlainViT, SimpleFeaturePyramid
 
 
 @pytest.fixture(autouse=True)
 def mmdet_scope():
-    """Whatever the tests before have left."""
+    """Resets the default scope, which other tests change."""
     init_default_scope('mmdet')
 
 
@@ -26,7 +33,7 @@ MPVIT = dict(num_paths=(1, 2, 2, 2), num_layers=(1, 2, 1, 1), embed_dims=(16, 24
 
 
 class Detector(nn.Module):
-    """Like every detector and segmentor, it has no depths itself."""
+    """Model that, like detectors and segmentors, has no ``get_layer_depth``."""
 
     def __init__(self, backbone, channels):
         super().__init__()
@@ -46,7 +53,7 @@ def mpvit():
 
 
 def vit_exponent(name):
-    """Of the decay rate, for 4 blocks."""
+    """Returns the exponent of the decay rate for a ViT of 4 blocks."""
     if name.startswith('backbone.stem.'):
         return 5
     block = re.match(r'backbone\.blocks\.(\d)\.(?!residual)', name)
@@ -54,7 +61,7 @@ def vit_exponent(name):
 
 
 def mpvit_exponent(name):
-    """Of the decay rate, for 1, 2, 1 and 1 blocks in the stages."""
+    """Returns the exponent of the decay rate for an MPViT with 1, 2, 1 and 1 blocks in its stages."""
     if name.startswith('backbone.stem.'):
         return 6
     stage = re.match(r'backbone\.stages\.(\d)\.', name)
@@ -64,8 +71,8 @@ def mpvit_exponent(name):
     return {0: 5, 1: 3 if last_of_stage_1 else 4, 2: 2, 3: 1}[int(stage[1])]
 
 
-def options(model, **paramwise_cfg):
-    """Options of the optimizer by the names of the parameters."""
+def param_groups(model, **paramwise_cfg):
+    """Returns the parameter group of the optimizer for each parameter name."""
     wrapper = build_optim_wrapper(
         model,
         dict(
@@ -84,9 +91,9 @@ def options(model, **paramwise_cfg):
 @pytest.mark.parametrize(
     'build, exponent, deepest', [(vit, vit_exponent, 5), (mpvit, mpvit_exponent, 6)], ids=['PlainViT', 'MPViT']
 )
-def test_learning_rates(build, exponent, deepest):
+def test_learning_rate_of_every_parameter(build, exponent, deepest):
     model = build()
-    groups = options(model, layer_decay_rate=RATE)
+    groups = param_groups(model, layer_decay_rate=RATE)
     assert groups.keys() == dict(model.named_parameters()).keys()
     assert {exponent(name) for name in groups} == set(range(deepest + 1))
     for name, group in groups.items():
@@ -94,8 +101,8 @@ def test_learning_rates(build, exponent, deepest):
         assert group['weight_decay'] == WEIGHT_DECAY, name
 
 
-def test_learning_rates_of_some_names():
-    groups = options(vit(), layer_decay_rate=RATE)
+def test_learning_rate_of_selected_parameters():
+    groups = param_groups(vit(), layer_decay_rate=RATE)
     expected = {
         'backbone.stem.pos_embed': 5,
         'backbone.stem.projection.weight': 5,
@@ -111,14 +118,14 @@ def test_learning_rates_of_some_names():
     }
 
 
-def test_default_is_no_decay():
-    assert {group['lr'] for group in options(vit(), norm_decay_mult=0.0).values()} == {LR}
+def test_no_decay_by_default():
+    assert {group['lr'] for group in param_groups(vit(), norm_decay_mult=0.0).values()} == {LR}
 
 
 @pytest.mark.parametrize('build', [vit, mpvit])
 def test_weight_decay(build):
     model = build()
-    groups = options(
+    groups = param_groups(
         model, layer_decay_rate=RATE, norm_decay_mult=0.0, custom_keys=dict(pos_embed=dict(decay_mult=0.0))
     )
     modules = dict(model.named_modules())
@@ -127,7 +134,7 @@ def test_weight_decay(build):
         for name in groups
         if name.endswith('pos_embed') or 'Norm' in type(modules[name.rpartition('.')[0]]).__name__
     }
-    # LayerNorm2d and BatchNorm are norms, too.
+    # LayerNorm2d and BatchNorm count as norms.
     assert {'head.norm.bias', 'head.pos_embed', 'neck.fpn_convs.0.ln.weight', 'neck.rescale.0.1.bias'} < undecayed
     if build is vit:
         assert {'backbone.stem.pos_embed', 'backbone.blocks.3.residual.7.weight'} < undecayed
@@ -137,18 +144,18 @@ def test_weight_decay(build):
         assert group['weight_decay'] == (0 if name in undecayed else WEIGHT_DECAY), name
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_not_optimized():
     model = vit(frozen_stages=2)
-    groups = options(model, layer_decay_rate=RATE)
+    groups = param_groups(model, layer_decay_rate=RATE)
     assert groups.keys() == {name for name, value in model.named_parameters() if value.requires_grad}
     assert 'backbone.blocks.1.norm1.weight' not in groups
     assert groups['backbone.blocks.2.norm1.weight']['lr'] == pytest.approx(LR * RATE**2)
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_found_from_every_toolbox(scope):
+def test_constructor_is_found_in_every_toolbox_scope(scope):
     with DefaultScope.overwrite_default_scope(scope):
-        groups = options(vit(), layer_decay_rate=RATE)
+        groups = param_groups(vit(), layer_decay_rate=RATE)
     assert groups['backbone.stem.pos_embed']['lr'] == pytest.approx(LR * RATE**5)
 
 
@@ -174,8 +181,40 @@ def test_in_mmdetection_detector():
         )
     )
     assert not hasattr(model, 'get_layer_depth')
-    groups = options(model, layer_decay_rate=RATE)
+    groups = param_groups(model, layer_decay_rate=RATE)
     assert groups.keys() == dict(model.named_parameters()).keys()
     assert {name for name in groups if name.startswith('bbox_head.')}
     for name, group in groups.items():
         assert group['lr'] == pytest.approx(LR * RATE ** vit_exponent(name)), name
+
+
+def hook_draws(call, rank, world_size, monkeypatch):
+    """Returns the next random number of torch after a call of a hook method on a rank."""
+    monkeypatch.setattr(exact_resume, 'get_rank', lambda: rank)
+    monkeypatch.setattr(exact_resume, 'get_world_size', lambda: world_size)
+    call()
+    return torch.rand(1).item()
+
+
+def test_exact_resume_iterations_and_ranks_draw_different_numbers(monkeypatch):
+    hook, draws = ExactResumeHook(), {}
+    for iteration, rank in product(range(4), range(3)):
+        call = partial(hook.before_train_iter, SimpleNamespace(seed=7, iter=iteration), 0)
+        draws[iteration, rank] = hook_draws(call, rank, 3, monkeypatch)
+        assert hook_draws(call, rank, 3, monkeypatch) == draws[iteration, rank]
+    assert len(set(draws.values())) == 12
+
+
+def test_exact_resume_epochs_ranks_and_workers_draw_different_numbers(monkeypatch):
+    draws, order = [], []
+    for epoch, rank in product(range(3), range(2)):
+        init_worker = partial(worker_init_fn, num_workers=2, rank=rank, seed=7)
+        loader = SimpleNamespace(worker_init_fn=init_worker, _iterator=object())
+        loop = object.__new__(EpochBasedTrainLoop)
+        runner = SimpleNamespace(seed=7, epoch=epoch, train_loop=loop, train_dataloader=loader)
+        order.append(hook_draws(partial(ExactResumeHook().before_train_epoch, runner), rank, 2, monkeypatch))
+        assert loader._iterator is None
+        for worker in range(2):
+            loader.worker_init_fn(worker)
+            draws.append(np.random.rand())
+    assert len(set(draws)) == 12 and len(set(order)) == 6

@@ -129,8 +129,7 @@ def test_only_data_classes_and_learning_rate_differ(lay_out, tmp_path):
     loaders, evaluators = ({f'{split}_{kind}' for split in ('val', 'test')} for kind in ('dataloader', 'evaluator'))
     changed = {'model', 'train_dataloader', *loaders, *evaluators, 'optim_wrapper', 'auto_scale_lr'}
     assert {key for key in mine if mine[key] != base.get(key)} == changed
-    # Variables of the base files whose values no longer hold are left out.
-    assert set(base) - set(mine) == {'data_root', 'max_iters'}
+    assert set(base) - set(mine) == {'data_root'}  # a variable of the base files, whose value no longer holds
     assert mine.train_dataloader.dataset.pipeline == base.train_dataloader.dataset.pipeline
     assert mine.model.backbone == base.model.backbone and mine.custom_imports == base.custom_imports
 
@@ -292,7 +291,7 @@ def test_checkpoints(lay_out, tmp_path):
     theirs.update({f'proposal_generator.rpn_head.objectness_logits.{leaf}': x for leaf, x in rpn.items()})
     torch.save({'model': theirs}, 'detectron2.pth')
     for checkpoint, message in (
-        ('detectron2.pth', 'a detectron2 detector, which model_converters/official2mm.py converts'),
+        ('detectron2.pth', 'a detectron2 detector; tools/model_converters/convert.py converts it'),
         ('nowhere.pth', 'nowhere.pth: no such checkpoint'),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -1,8 +1,8 @@
-"""Measures the configs of the model zoo and writes its tables: zoo_table.py [FAMILY ...].
+"""Measures the models of the zoo and updates its tables: zoo_table.py [FAMILY ...].
 
-Parameters and FLOPs of every model go into `configs/*/metafile.yml`, beside what was published of
-it. From there tables are written: into `configs/*/README.md`, in place of what stands between
-`<!-- zoo: DATASET -->` and `<!-- end -->`, and into `docs/model_zoo.md`.
+The tool writes parameters and FLOPs of each model to `configs/*/metafile.yml`, which also hold the published values.
+From these files it generates the tables in `configs/*/README.md`, between `<!-- zoo: DATASET -->` and `<!-- end -->`,
+and the page `docs/model_zoo.md`.
 """
 
 import argparse
@@ -26,17 +26,18 @@ METRICS = {
     'mIoU(ms+flip)': 'mIoU, multi-scale and flip',
 }
 LEGEND = (
-    'Parameters in millions and FLOPs in billions, one for a multiplication with its addition: measured here by '
-    '`tools/analysis_tools/zoo_table.py`, and as published, with the difference. FLOPs are of all operations and, '
-    'after the stroke, of modules only, without the products within attention; the difference is to the one that '
-    'the source counts. Images have 224 x 224 pixels in classification, 512 x 2048 in segmentation, 800 x 1280 in '
-    'detection, and 1024 x 1024 for ViTDet; detectors count 1000 boxes and 100 masks. Metrics are the published '
-    'ones, of the weights that the originals publish; nothing was trained here.'
+    'Parameters are in millions and FLOPs in billions; a multiply-add counts as one FLOP. '
+    '`tools/analysis_tools/zoo_table.py` measures both. The published values follow with their relative difference. '
+    'The first FLOPs value counts all operations. The second counts modules only, without the matrix products in '
+    'attention. The difference refers to the convention of the source. Images have 224 x 224 pixels in '
+    'classification, 512 x 2048 in segmentation, 800 x 1280 in detection, and 1024 x 1024 for ViTDet. Detectors are '
+    'counted with 1000 boxes and 100 masks. Metrics are the published ones of the original weights; no model was '
+    'trained here.'
 )
 
 
 def measured(model: Dict[str, Any]) -> Dict[str, Any]:
-    """Metadata of an entry of a metafile, with what its config costs."""
+    """Returns the metadata of a metafile entry with the measured parameters and FLOPs of its config."""
     cost = measure(read_config(str(ROOT / model['Config'])))
     return {
         **model.get('Metadata', {}),
@@ -48,24 +49,24 @@ def measured(model: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def differences(model: Dict[str, Any], published: Dict[str, Any]) -> Dict[str, float]:
-    """Relative differences to the fields of a published row, FLOPs in the convention of its source."""
-    counted = 'FLOPs' if published.get('Convention') == 'all' else 'Module FLOPs'
+    """Returns the relative differences to the published values, with FLOPs in the convention of their source."""
+    flops = 'FLOPs' if published.get('Convention') == 'all' else 'Module FLOPs'
     ours = {
         'Parameters (M)': model['Metadata']['Parameters'] / 1e6,
-        'FLOPs (G)': model['Metadata'][counted] / 1e9,
+        'FLOPs (G)': model['Metadata'][flops] / 1e9,
     }
     return {field: value / published[field] - 1 for field, value in ours.items() if field in published}
 
 
 def dataset(model: Dict[str, Any]) -> Optional[str]:
-    """By the name of a config; None for the demonstration data, which have no tables."""
-    kind = re.search('mini-|in1k$|coco|lvis|ade20k', model['Name'])[0]
-    return {'in1k': 'ImageNet-1k', 'coco': 'COCO', 'lvis': 'LVIS v1', 'ade20k': 'ADE20K'}.get(kind)
+    """Returns the dataset of a config by its name; None for the demonstration data, which have no tables."""
+    match = re.search('mini-|in1k$|coco|lvis|ade20k', model['Name'])[0]
+    return {'in1k': 'ImageNet-1k', 'coco': 'COCO', 'lvis': 'LVIS v1', 'ade20k': 'ADE20K'}.get(match)
 
 
 def table(models: List[Dict[str, Any]], folder: str) -> str:
-    """Markdown of entries of one dataset; links are relative to a folder of the repository."""
-    # The first published row has the metrics of the results, others their own.
+    """Formats the models of one dataset as a Markdown table, with links relative to a folder of the repository."""
+    # The metrics of the first published row are in the results of the metafile, those of other rows in the row itself.
     rows = [
         (model, published, metrics(model) if i == 0 else published['Metrics'])
         for model in models
@@ -107,46 +108,49 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
 
 
 def metrics(model: Dict[str, Any]) -> Dict[str, float]:
+    """Returns the metrics of all tasks of a metafile entry."""
     results = model.get('Results', [])
     return {name: value for result in results for name, value in result.get('Metrics', {}).items()}
 
 
 def fill(readme: str, models: List[Dict[str, Any]], folder: str) -> str:
-    """A page whose marked places hold the tables of their datasets."""
+    """Replaces the tables between the markers of a page."""
 
-    def place(match):
-        chosen = [model for model in models if dataset(model) == match[1]]
-        return f'<!-- zoo: {match[1]} -->\n{table(chosen, folder)}\n<!-- end -->'
+    def replace(match):
+        selected = [model for model in models if dataset(model) == match[1]]
+        return f'<!-- zoo: {match[1]} -->\n{table(selected, folder)}\n<!-- end -->'
 
-    return re.sub('<!-- zoo: (.+?) -->\n.*?<!-- end -->', place, readme, flags=re.DOTALL)
+    return re.sub('<!-- zoo: (.+?) -->\n.*?<!-- end -->', replace, readme, flags=re.DOTALL)
 
 
 def page(families: Dict[str, dict]) -> str:
-    """All models, by dataset and family."""
-    parts = ['# Model zoo', LEGEND]
+    """Returns the page of all models, sorted by dataset and family."""
+    sections = ['# Model zoo', LEGEND]
     for name in DATASETS:
-        parts.append(f'## {name}')
+        sections.append(f'## {name}')
         for family, index in families.items():
             models = [model for model in index['Models'] if dataset(model) == name]
             if models:
-                parts += [f'### {family}', table(models, 'docs')]
-    return '\n\n'.join(parts) + '\n'
+                sections += [f'### {family}', table(models, 'docs')]
+    return '\n\n'.join(sections) + '\n'
 
 
 def main(argv: Optional[List[str]] = None):
-    known = sorted(path.parent.name for path in ROOT.glob('configs/*/metafile.yml'))
+    all_families = sorted(path.parent.name for path in ROOT.glob('configs/*/metafile.yml'))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('families', nargs='*', metavar='FAMILY', help=f'to measure: {", ".join(known)}; default: all')
+    parser.add_argument(
+        'families', nargs='*', metavar='FAMILY', help=f'families to measure: {", ".join(all_families)} (default: all)'
+    )
     args = parser.parse_args(argv)
-    unknown = set(args.families) - set(known)
+    unknown = sorted(set(args.families) - set(all_families))
     if unknown:
-        parser.error(f'unknown family {", ".join(unknown)}; known are {", ".join(known)}')
-    MMLogger.get_current_instance().setLevel('ERROR')  # what layers say of their initial weights
+        parser.error(f'unknown family {", ".join(unknown)}; choose from {", ".join(all_families)}')
+    MMLogger.get_current_instance().setLevel('ERROR')  # hides messages about initial weights
     families = {}
-    for family in known:
+    for family in all_families:
         folder = ROOT / 'configs' / family
         index = yaml.safe_load((folder / 'metafile.yml').read_text())
-        if family in (args.families or known):
+        if family in (args.families or all_families):
             for model in index['Models']:
                 model['Metadata'] = measured(model)
                 print(model['Name'], model['Metadata'], flush=True)

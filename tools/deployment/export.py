@@ -1,12 +1,12 @@
-"""Exports a config's model: export.py CONFIG [CHECKPOINT] --format onnx|torchscript|exported-program --out FILE.
+"""Exports a model: export.py CONFIG [CHECKPOINT] --format onnx|torchscript|exported-program --out FILE.
 
-A classifier gives logits (B, classes), a segmentor logits (B, classes, H, W) of the image's size, a detector
-the maps of its neck, or of its backbone if there is none. The input are normalised images (B, 3, H, W), as
-the model's data_preprocessor makes them. With --dynamic one file takes every batch and image size; without it,
-single images of --shape.
+The exported model takes normalized images (B, 3, H, W), as the data_preprocessor of the model returns them.
+Classifiers return logits (B, classes). Segmentors return logits (B, classes, H, W) in the size of the image. Detectors
+return the feature maps of the neck, or of the backbone if there is no neck. With --dynamic, the file accepts any batch
+and image size; otherwise it accepts single images of --shape.
 
-The file runs on three sizes (one without --dynamic) and has to agree with the model before it takes its
-place. Needs PyTorch 2.9; onnx also `pip install -r requirements/export.txt`.
+Before the file is saved, its outputs are compared with those of the model, for three sizes with --dynamic. Requires
+PyTorch >= 2.9; ONNX also requires `pip install -r requirements/export.txt`.
 """
 
 import argparse
@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from mmvitzoo.inference import load_model
 
 FORMATS = dict(onnx='.onnx', torchscript='.pt', **{'exported-program': '.pt2'})
-TOLERANCE = 1e-4  # of the norm of an output
-# No side of a map, at any stride, is a multiple of a window: the general case, of which others are special ones.
-TRACED = (2, 3, 230, 294)
-CHECKED = ((1, 3, 320, 256), (2, 3, 227, 373), (3, 3, 256, 448))
+TOLERANCE = 1e-4  # relative error of an output
+# Input for tracing: at no stride are the sides of a feature map multiples of a window, so that padding is traced.
+TRACE_SHAPE = (2, 3, 230, 294)
+CHECK_SHAPES = ((1, 3, 320, 256), (2, 3, 227, 373), (3, 3, 256, 448))
 
 
 class AdaptivePool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products, which exporters know for every size.
+    """``nn.AdaptiveAvgPool2d`` as two matrix products, which can be exported for dynamic sizes.
 
     Args:
-        size: (H', W').
+        size: Output size, (H', W').
     """
 
     def __init__(self, size: Sequence[int]):
@@ -43,20 +43,20 @@ class AdaptivePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
-        rows, cols = (shares(x.shape[i], out, x) for i, out in zip((2, 3), self.size))
+        rows, cols = (pool_matrix(x.shape[i], out, x) for i, out in zip((2, 3), self.size))
         return rows @ x @ cols.T
 
 
-def shares(size: int, out: int, like: Tensor) -> Tensor:
-    """(out, size), the part that each pixel has in the mean of each bin."""
-    place, bins = (torch.arange(n, device=like.device)[:, None] for n in (size, out))
-    inside = (bins * size // out <= place.T) & (((bins + 1) * size + out - 1) // out > place.T)
+def pool_matrix(size: int, out: int, like: Tensor) -> Tensor:
+    """Returns the weight of each pixel in the mean of each bin, (out, size)."""
+    pixels, bins = (torch.arange(n, device=like.device)[:, None] for n in (size, out))
+    inside = (bins * size // out <= pixels.T) & (((bins + 1) * size + out - 1) // out > pixels.T)
     inside = inside.to(like.dtype)
     return inside / inside.sum(1, keepdim=True)
 
 
-class Enlarge(nn.Module):
-    """MMSegmentation's ``Upsample``, which makes numbers of sizes."""
+class DynamicUpsample(nn.Module):
+    """Replacement for MMSegmentation's ``Upsample``, which converts sizes to constants."""
 
     def __init__(self, upsample: nn.Module):
         super().__init__()
@@ -68,8 +68,8 @@ class Enlarge(nn.Module):
         return nn.functional.interpolate(x, (self.factor * x.shape[2], self.factor * x.shape[3]), **self.options)
 
 
-class Exported(nn.Module):
-    """What is exported of a model of the three toolboxes."""
+class ExportModel(nn.Module):
+    """Wrapper of a model of the three toolboxes whose ``forward`` is exported."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -80,17 +80,17 @@ class Exported(nn.Module):
                     size = module.output_size
                     setattr(parent, name, AdaptivePool((size, size) if isinstance(size, int) else size))
                 elif type(module).__name__ == 'Upsample' and module.scale_factor:
-                    setattr(parent, name, Enlarge(module))
+                    setattr(parent, name, DynamicUpsample(module))
 
     def output_names(self) -> List[str]:
-        """Names of what ``forward`` returns."""
+        """Returns the names of the outputs of ``forward``."""
         if hasattr(self.model, 'decode_head') or hasattr(self.model, 'head'):
             return ['logits']
         with torch.no_grad():
-            return [f'map{i}' for i in range(len(self(torch.zeros(TRACED))))]
+            return [f'map{i}' for i in range(len(self(torch.zeros(TRACE_SHAPE))))]
 
     def forward(self, images: Tensor) -> Sequence[Tensor]:
-        """(B, 3, H, W) -> logits, or maps."""
+        """(B, 3, H, W) -> logits or feature maps."""
         features = self.model.extract_feat(images)
         if hasattr(self.model, 'decode_head'):
             logits = self.model.decode_head(features)
@@ -102,7 +102,7 @@ class Exported(nn.Module):
         return tuple(features)
 
 
-def export_onnx(model: Exported, images: Tensor, dynamic: bool, path: Path, opset: int) -> Callable:
+def export_onnx(model: ExportModel, images: Tensor, dynamic: bool, path: Path, opset: int) -> Callable:
     import onnxruntime
 
     program = torch.onnx.export(
@@ -120,20 +120,20 @@ def export_onnx(model: Exported, images: Tensor, dynamic: bool, path: Path, opse
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {'images': x.numpy()})]
 
 
-def export_torchscript(model: Exported, images: Tensor, dynamic: bool, path: Path, opset: int) -> Callable:
+def export_torchscript(model: ExportModel, images: Tensor, dynamic: bool, path: Path, opset: int) -> Callable:
     torch.jit.trace(model, images, check_trace=False).save(str(path))
     return torch.jit.load(str(path))
 
 
-def export_program(model: Exported, images: Tensor, dynamic: bool, path: Path, opset: int) -> Callable:
+def export_program(model: ExportModel, images: Tensor, dynamic: bool, path: Path, opset: int) -> Callable:
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC) if dynamic else None
     program = torch.export.export(model, (images,), dynamic_shapes=(sizes,))
     if dynamic:
         shape = next(node.meta['val'] for node in program.graph.nodes if node.name == 'images').shape
-        least = [program.range_constraints[shape[i].node.expr].lower for i in (2, 3)]
-        print(f'accepts images of at least {least[0]} x {least[1]} pixels')
-        # PyTorch's guards also hold that pooling leaves over as many pixels as in the example, or that maps lie
-        # in memory as they did there, on which no operation depends. Other sizes are tried below.
+        minimum = [program.range_constraints[shape[i].node.expr].lower for i in (2, 3)]
+        print(f'accepts images of at least {minimum[0]} x {minimum[1]} pixels')
+        # PyTorch also guards remainders of pooling and memory formats of the example input, on which no operation
+        # depends. The check below runs the program with other sizes.
         program._guards_code = []
     torch.export.save(program, path)
     return torch.export.load(path).module()
@@ -142,19 +142,19 @@ def export_program(model: Exported, images: Tensor, dynamic: bool, path: Path, o
 EXPORTERS = dict(zip(FORMATS, (export_onnx, export_torchscript, export_program)))
 
 
-def build(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Exported:
-    """The config's model with the checkpoint's weights, or with random ones."""
+def build(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ExportModel:
+    """Builds the model of the config and loads the checkpoint, if there is one."""
     try:
         model = load_model(args.config, args.checkpoint)
     except (FileNotFoundError, ValueError) as error:
         parser.exit(1, f'{error}\n')
     if not args.checkpoint:
         print('no checkpoint: the weights are random')
-    return Exported(model.requires_grad_(False))
+    return ExportModel(model.requires_grad_(False))
 
 
-def error_of(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest distance of an output from what is expected, over the norm of that."""
+def relative_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Returns the largest relative error in the L2 norm of any output; inf if the shapes differ."""
     if [y.shape for y in outputs] != [y.shape for y in expected]:
         return float('inf')
     return max(((a - b).norm() / b.norm().clamp(min=1e-12)).item() for a, b in zip(outputs, expected))
@@ -162,27 +162,27 @@ def error_of(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config')
-    parser.add_argument('checkpoint', nargs='?', help='of a training with this config; default: random weights')
-    parser.add_argument('--format', choices=FORMATS, required=True)
+    parser.add_argument('config', help='path of a config or name from mmvitzoo.list_models()')
+    parser.add_argument('checkpoint', nargs='?', help='path or URL of a checkpoint (default: random weights)')
+    parser.add_argument('--format', choices=FORMATS, required=True, help='format of the file')
     parser.add_argument('--out', type=Path, required=True, help='file to write')
-    parser.add_argument('--dynamic', action='store_true', help='any batch and image size')
-    parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='of the images, without --dynamic')
-    parser.add_argument('--opset', type=int, default=18, help='of ONNX, 18 to 21')
-    parser.add_argument('--overwrite', action='store_true', help='replace the file if there is one')
+    parser.add_argument('--dynamic', action='store_true', help='accept any batch and image size')
+    parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size without --dynamic')
+    parser.add_argument('--opset', type=int, default=18, help='ONNX opset, 18 to 21 (default: %(default)s)')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
     args = parser.parse_args()
     if args.dynamic == bool(args.shape):
-        parser.error('either --dynamic or --shape H W')
+        parser.error('give either --dynamic or --shape H W')
     if args.shape and min(args.shape) < 32:
-        parser.error(f'--shape: images have at least 32 pixels a side, got {args.shape}')
+        parser.error(f'--shape: H and W must be at least 32 pixels, got {args.shape}')
     if not 18 <= args.opset <= 21:
-        parser.error(f'--opset is 18 to 21, got {args.opset}')
+        parser.error(f'--opset must be 18 to 21, got {args.opset}')
     if args.out.suffix != FORMATS[args.format]:
-        parser.error(f'--out: files of {args.format} end in {FORMATS[args.format]}, got {args.out}')
+        parser.error(f'--out: the suffix for {args.format} must be {FORMATS[args.format]}, got {args.out}')
     if args.out.exists() and not args.overwrite:
         parser.error(f'{args.out} exists already; --overwrite replaces it')
     if digit_version(torch.__version__) < digit_version('2.9'):
-        parser.exit(1, f'exporting needs PyTorch 2.9, found {torch.__version__}\n')
+        parser.exit(1, f'export requires PyTorch >= 2.9, found {torch.__version__}\n')
     if args.format == 'onnx':
         try:
             import onnxruntime  # noqa: F401
@@ -190,23 +190,23 @@ def main():
         except ImportError as error:
             parser.exit(1, f'{error.name} is not installed: pip install -r requirements/export.txt\n')
 
-    warnings.simplefilter('ignore')  # of toolboxes and exporters, about themselves
+    warnings.simplefilter('ignore')  # toolboxes and exporters warn about their own internals
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
     model = build(parser, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    images = torch.randn(TRACED if args.dynamic else (1, 3, *args.shape))
-    # Weights beyond 2 GB lie in a second file of ONNX, which the first calls by its name.
+    images = torch.randn(TRACE_SHAPE if args.dynamic else (1, 3, *args.shape))
+    # ONNX stores weights of more than 2 GB in a second file, whose name the first one contains.
     with tempfile.TemporaryDirectory(dir=args.out.parent) as folder, torch.no_grad():
         path = Path(folder, args.out.name)
         try:
             run = EXPORTERS[args.format](model, images, args.dynamic, path, args.opset)
-            for shape in CHECKED if args.dynamic else (images.shape,):
+            for shape in CHECK_SHAPES if args.dynamic else (images.shape,):
                 x = torch.randn(shape)
-                error = error_of(run(x), model(x))
-                print(f'{"x".join(map(str, shape))}: differs from PyTorch by {error:.1e}')
+                error = relative_error(run(x), model(x))
+                print(f'{"x".join(map(str, shape))}: relative error {error:.1e} to PyTorch')
                 if not error < TOLERANCE:
-                    raise ValueError(f'an output differs by {error:.1e}, at most {TOLERANCE} is allowed')
-        except Exception as error:  # whatever an exporter makes of what it does not know
+                    raise ValueError(f'relative error {error:.1e} of an output, must be below {TOLERANCE}')
+        except Exception as error:  # exporters raise many types
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             sizes = ' for every size' if args.dynamic else ''
             parser.exit(1, f'{args.config} cannot be exported as {args.format}{sizes}: {reason[:400]}\n')

@@ -1,6 +1,6 @@
-"""Draws what a point of an image attends to: attention.py CONFIG IMAGE --point X Y --out PNG [--checkpoint FILE].
+"""Draws the attention weights of an image point: attention.py CONFIG IMAGE --point X Y --out PNG [--checkpoint FILE].
 
-How is said in mmvitzoo/analysis/attention.py.
+The module mmvitzoo.analysis.attention describes the method.
 """
 
 from mmvitzoo.analysis import attention_maps, draw_attention, normalize
@@ -15,10 +15,12 @@ def draw(args, model):
 
 def main():
     parser = picture_parser(__doc__)
-    parser.add_argument('image')
-    parser.add_argument('--point', nargs=2, type=int, metavar=('X', 'Y'), required=True, help='in pixels, after --size')
-    parser.add_argument('--blocks', nargs='+', type=int, help='numbers, from 0 on; default: some of every depth')
-    parser.add_argument('--head', type=int, help='number, from 0 on; default: the mean of all')
+    parser.add_argument('image', help='image file')
+    parser.add_argument(
+        '--point', nargs=2, type=int, metavar=('X', 'Y'), required=True, help='query point in pixels, after resizing'
+    )
+    parser.add_argument('--blocks', nargs='+', type=int, help='block indices (default: blocks spread over the depth)')
+    parser.add_argument('--head', type=int, help='index of the head (default: mean over all heads)')
     write_picture(parser, draw)
 
 

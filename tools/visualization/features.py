@@ -1,6 +1,6 @@
-"""Draws the maps of a backbone in colours: features.py CONFIG IMAGE --out PNG [--checkpoint FILE] [--size H W].
+"""Draws the feature maps of a backbone: features.py CONFIG IMAGE --out PNG [--checkpoint FILE] [--size H W].
 
-How is said in mmvitzoo/analysis/features.py.
+The module mmvitzoo.analysis.features describes the method.
 """
 
 from mmvitzoo.analysis import draw_features, feature_maps, normalize
@@ -14,7 +14,7 @@ def draw(args, model):
 
 def main():
     parser = picture_parser(__doc__)
-    parser.add_argument('image')
+    parser.add_argument('image', help='image file')
     write_picture(parser, draw)
 
 

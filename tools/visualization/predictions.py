@@ -1,6 +1,6 @@
 """Draws a detector's predictions beside the ground truth: predictions.py CONFIG CHECKPOINT --out PNG.
 
-The images are the first of the config's validation set, which is in COCO format.
+The tool draws the first images of the config's validation set, which must be in COCO format.
 """
 
 import argparse
@@ -19,12 +19,12 @@ COLORS = plt.get_cmap('tab10').colors
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('--out', required=True, help='the picture to write')
-    parser.add_argument('--num-images', type=int, default=12)
-    parser.add_argument('--columns', type=int, default=3, help='pairs of pictures in a row')
-    parser.add_argument('--score-thr', type=float, default=0.5, help='leave out predictions below this score')
+    parser.add_argument('config', help='path of a config')
+    parser.add_argument('checkpoint', help='path of a checkpoint')
+    parser.add_argument('--out', required=True, help='image file to write')
+    parser.add_argument('--num-images', type=int, default=12, help='number of images (default: %(default)s)')
+    parser.add_argument('--columns', type=int, default=3, help='images in a row (default: %(default)s)')
+    parser.add_argument('--score-thr', type=float, default=0.5, help='score threshold (default: %(default)s)')
     args = parser.parse_args()
 
     config = Config.fromfile(args.config)
@@ -38,45 +38,45 @@ def main():
     figure, axes = plt.subplots(rows, 2 * args.columns, figsize=(5 * args.columns, 2.7 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
-    for number, info in enumerate(images):
+    for i, info in enumerate(images):
         path = osp.join(dataset.data_root, dataset.data_prefix['img'], info['file_name'])
         image = mmcv.imread(path, channel_order='rgb')
-        truth, predicted = axes.flat[2 * number : 2 * number + 2]
-        draw(truth, image, annotated(coco, info['id']), 'ground truth')
-        draw(predicted, image, detected(inference_detector(model, path), args.score_thr, classes), 'predicted')
+        gt_axis, pred_axis = axes.flat[2 * i : 2 * i + 2]
+        draw(gt_axis, image, ground_truth(coco, info['id']), 'ground truth')
+        draw(pred_axis, image, detections(inference_detector(model, path), args.score_thr, classes), 'prediction')
     figure.tight_layout(pad=0.4)
     figure.savefig(args.out, dpi=110)
     print(f'{args.out}: {len(images)} images')
 
 
-def annotated(coco, image_id):
-    """(class, text, box as x1 y1 x2 y2, mask) of every annotated object."""
-    numbers = {category: number for number, category in enumerate(sorted(coco.cats))}
+def ground_truth(coco, image_id):
+    """Yields (class index, text, box as x1 y1 x2 y2, mask) of each annotated object."""
+    labels = {category: label for label, category in enumerate(sorted(coco.cats))}
     for ann in coco.loadAnns(coco.getAnnIds(image_id)):
         x, y, w, h = ann['bbox']
         text = coco.cats[ann['category_id']]['name']
-        yield numbers[ann['category_id']], text, (x, y, x + w, y + h), coco.annToMask(ann).astype(bool)
+        yield labels[ann['category_id']], text, (x, y, x + w, y + h), coco.annToMask(ann).astype(bool)
 
 
-def detected(result, score_thr, classes):
-    """The same of every detection above the threshold; the text includes the score."""
+def detections(result, score_thr, classes):
+    """Yields (class index, text with score, box as x1 y1 x2 y2, mask) of each detection above the threshold."""
     instances = result.pred_instances
     for instance in instances[instances.scores >= score_thr].numpy():
-        number = int(instance.labels[0])
-        mask = instance.masks[0].astype(bool) if 'masks' in instance else None  # a box detector
-        yield number, f'{classes[number]} {instance.scores[0]:.2f}', instance.bboxes[0], mask
+        label = int(instance.labels[0])
+        mask = instance.masks[0].astype(bool) if 'masks' in instance else None
+        yield label, f'{classes[label]} {instance.scores[0]:.2f}', instance.bboxes[0], mask
 
 
 def draw(axis, image, objects, title):
     canvas = image.astype(np.float32) / 255
-    labels = []
-    for number, text, (x1, y1, x2, y2), mask in objects:
-        color = COLORS[number % len(COLORS)]
+    captions = []
+    for label, text, (x1, y1, x2, y2), mask in objects:
+        color = COLORS[label % len(COLORS)]
         if mask is not None:
             canvas[mask] = 0.4 * canvas[mask] + 0.6 * np.array(color)
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.5))
-        labels.append((x1, y1, text, color))
-    for x, y, text, color in labels:
+        captions.append((x1, y1, text, color))
+    for x, y, text, color in captions:  # after all boxes, so that no box covers a caption
         box = dict(facecolor=color, edgecolor='none', pad=1)
         axis.text(x, max(y - 2, 5), text, color='white', fontsize=8, va='bottom', bbox=box, clip_on=True)
     axis.imshow(canvas)

@@ -1,6 +1,6 @@
 """Draws the effective receptive fields of a backbone: receptive_field.py CONFIG --out PNG [--images FILE ...].
 
-How is said in mmvitzoo/analysis/receptive_field.py.
+The module mmvitzoo.analysis.receptive_field describes the method.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from mmvitzoo.analysis import draw_receptive_fields, normalize, receptive_fields
 from mmvitzoo.analysis.command import picture_parser, read_resized, write_picture
 
-RANDOM_IMAGES = 8
+NUM_RANDOM_IMAGES = 8
 
 
 def draw(args, model):
@@ -16,13 +16,15 @@ def draw(args, model):
         preprocessor = model.cfg.model.data_preprocessor
         images = torch.cat([normalize(read_resized(path, args.size), preprocessor) for path in args.images])
     else:
-        images = torch.randn(RANDOM_IMAGES, 3, *args.size, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(NUM_RANDOM_IMAGES, 3, *args.size, generator=torch.Generator().manual_seed(0))
     return draw_receptive_fields(receptive_fields(model, images))
 
 
 def main():
     parser = picture_parser(__doc__)
-    parser.add_argument('--images', nargs='+', metavar='FILE', help=f'default: {RANDOM_IMAGES} of random pixels')
+    parser.add_argument(
+        '--images', nargs='+', metavar='FILE', help=f'image files (default: {NUM_RANDOM_IMAGES} random images)'
+    )
     parser.set_defaults(size=(224, 224))
     write_picture(parser, draw)
 

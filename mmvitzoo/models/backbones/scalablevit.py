@@ -1,13 +1,13 @@
-"""ScalableViT: a pyramid whose blocks attend in windows that interact, and to a scaled image, in turns.
+"""ScalableViT: Rethinking the Context-oriented Generalization of Vision Transformer.
 
 Yang et al., ECCV 2022, https://arxiv.org/abs/2203.10790
 
-Interactive windowed self-attention (IWSA) adds a convolution over the values of the whole map to
-attention in windows. Scalable self-attention (SSA) attends to the whole image, whose keys and
-values a strided convolution reduces, with queries and keys of another width than the values.
+A pyramid whose blocks alternate between two kinds of attention. Interactive windowed self-attention (IWSA) adds a
+convolution over the values of the whole map to attention in windows. Scalable self-attention (SSA) attends globally
+to keys and values that a strided convolution reduces; queries and keys have another width than the values.
 
-The authors released the classifier. In dense prediction padding never changes what a valid pixel
-sees (windows at the border are clipped), and each map that is returned has a LayerNorm of its own.
+The authors released the classifier. For dense prediction, padding never changes what a valid pixel sees (windows at
+the border are clipped), and each returned map has a LayerNorm of its own.
 
 Maps are (B, H, W, C) between blocks.
 """
@@ -16,19 +16,22 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..layers import (
-    Block,
     DepthwiseConv,
-    Linear,
-    attend_plain,
-    merge_windows,
-    partition_windows,
-    split_linear,
+    OverlapPatchEmbed,
+    pad_to_multiple,
+    sdpa,
+    split_heads,
     window_mask,
+    window_partition,
+    window_unpartition,
 )
-from .base import Backbone
+from ..layers.attention import query_weights
+from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, match_variant, weight_shape
 
 NUM_STAGES = 4
 
@@ -38,29 +41,37 @@ class WindowAttention(nn.Module):
 
     Args:
         dim: Channels, a multiple of ``num_heads``.
-        num_heads: Heads.
-        window_size: Side of the square windows, in tokens. Windows that reach over the border are
-            clipped.
+        num_heads: Number of heads.
+        window_size: Side of the square windows in tokens. Windows that reach over the border are clipped.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int):
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.qkv = Linear(dim, 3 * dim)
-        self.interact = DepthwiseConv(dim, 3)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.local_interaction = DepthwiseConv(dim, 3)  # LIM
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         size = x.shape[1:3]
-        q, k, v = split_linear(self.qkv, x, 3)
-        local = self.interact(v)
-        q, k, v = (partition_windows(y, self.window_size) for y in (q, k, v))
-        tokens = (y.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
-        x = attend_plain(*tokens, mask=window_mask(size, self.window_size, x.shape[0], x.device))
-        x = merge_windows(x.transpose(1, 2).reshape(q.shape), size)
-        return self.proj(x + local)
+        qkv = self.qkv(x)
+        local = self.local_interaction(qkv.chunk(3, -1)[2])
+        qkv = window_partition(qkv, self.window_size)  # (B * windows, window_size, window_size, 3 * C)
+        q, k, v = (split_heads(y, self.num_heads) for y in qkv.chunk(3, -1))  # (B * windows, heads, N, head_dim)
+        y = sdpa(q, k, v, mask=window_mask(size, self.window_size, x.shape[0], x.device))
+        y = y.transpose(1, 2).reshape(*qkv.shape[:-1], -1)
+        return self.proj(window_unpartition(y, size) + local)
+
+    def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
+        """Returns the weights of one query, see :meth:`.Attention.attention_weights`."""
+        size = x.shape[1:3]
+        qkv = window_partition(self.qkv(x), self.window_size)[window, None]
+        q, k, _ = (split_heads(y, self.num_heads) for y in qkv.chunk(3, -1))
+        mask = window_mask(size, self.window_size, x.shape[0], x.device)
+        mask = None if mask is None else mask[window, 0, 0]
+        return query_weights(q, k, token, q.shape[-1] ** -0.5, mask)[0]
 
 
 class ScalableAttention(nn.Module):
@@ -68,11 +79,11 @@ class ScalableAttention(nn.Module):
 
     Args:
         dim: Channels of values and output, a multiple of ``num_heads``.
-        num_heads: Heads.
-        spatial_ratio: Stride of the convolution that reduces the map of keys and values; 1 does not
-            reduce it. Maps that it does not divide are padded with zeros for the convolution.
-        channel_ratio: Channels of queries and keys over ``dim`` in a reduced map; in any map it is
-            in the scale of the scores.
+        num_heads: Number of heads.
+        spatial_ratio: Stride of the convolution that reduces the map of keys and values; 1 does not reduce it. Maps
+            that it does not divide are padded with zeros for the convolution.
+        channel_ratio: Channels of queries and keys divided by ``dim``, for a reduced map. The scale of the scores
+            includes it for any map.
     """
 
     def __init__(self, dim: int, num_heads: int, spatial_ratio: int, channel_ratio: float):
@@ -82,75 +93,91 @@ class ScalableAttention(nn.Module):
         self.scale = (dim // num_heads * channel_ratio) ** -0.5
         if spatial_ratio > 1:
             width = int(dim * channel_ratio)
-            self.q = Linear(dim, width)
+            self.q = nn.Linear(dim, width)
             self.reduction = nn.Sequential(
                 nn.Conv2d(dim, dim, spatial_ratio, spatial_ratio, groups=dim), nn.Conv2d(dim, width, 1)
             )
             self.norm = nn.LayerNorm(width, eps=1e-5)
-            self.k = Linear(width, width)
-            self.v = Linear(width, dim)
+            self.k = nn.Linear(width, width)
+            self.v = nn.Linear(width, dim)
         else:
-            self.q = Linear(dim, dim)
-            self.kv = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
+            self.q = nn.Linear(dim, dim)
+            self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        q = self.q(x)
+    def _qkv(self, x: Tensor) -> List[Tensor]:
+        """(B, H, W, C) -> queries of (B, heads, H * W, Cq), keys of (B, heads, N, Cq), values of (B, heads, N, Cv)."""
         if self.spatial_ratio > 1:
-            height, width = x.shape[1:3]
-            y = F.pad(x, (0, 0, 0, -width % self.spatial_ratio, 0, -height % self.spatial_ratio))
+            y = pad_to_multiple(x, self.spatial_ratio)
             y = self.reduction(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             y = F.gelu(self.norm(y))
             k, v = self.k(y), self.v(y)
         else:
             k, v = self.kv(x).chunk(2, -1)
-        tokens = (y.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
-        return self.proj(attend_plain(*tokens, scale=self.scale).transpose(1, 2).reshape(x.shape))
-
-
-class PatchEmbed(nn.Module):
-    """Overlapping patches to tokens, normalised.
-
-    Args:
-        in_dim: Channels of the input.
-        dim: Channels of the output.
-        kernel_size: Side of a patch, in pixels of the input.
-        stride: Distance of patches, in the same.
-    """
-
-    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int):
-        super().__init__()
-        self.projection = nn.Conv2d(in_dim, dim, kernel_size, stride, padding=kernel_size // 2)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        return [split_heads(y, self.num_heads) for y in (self.q(x), k, v)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, H', W', C'), H' and W' are H and W divided by the stride, rounded up."""
-        return self.norm(self.projection(x).permute(0, 2, 3, 1))
+        """(B, H, W, C) -> (B, H, W, C)."""
+        y = sdpa(*self._qkv(x), scale=self.scale)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+    def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
+        """Returns the weights of one query, see :meth:`.Attention.attention_weights`; ``window`` is 0."""
+        q, k, _ = self._qkv(x)
+        return query_weights(q, k, token, self.scale)[0]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block.
+
+    Args:
+        dim: Channels.
+        attn: Attention layer.
+        drop_path: Stochastic depth rate.
+        with_cp: Use activation checkpointing.
+    """
+
+    def __init__(self, dim: int, attn: nn.Module, drop_path: float, with_cp: bool):
+        super().__init__()
+        self.with_cp = with_cp
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+
+        def inner_forward(x: Tensor) -> Tensor:
+            x = x + self.drop_path(self.attn(self.norm1(x)))
+            return x + self.drop_path(self.mlp(self.norm2(x)))
+
+        if self.with_cp and self.training:
+            return checkpoint(inner_forward, x, use_reentrant=False)
+        return inner_forward(x)
 
 
 @MODELS.register_module()
 class ScalableViT(Backbone):
     """ScalableViT (https://arxiv.org/abs/2203.10790).
 
-    Maps have strides 4, 8, 16 and 32. What is returned has a LayerNorm of its own for each map;
-    what the next stage reads has not.
+    Maps have strides 4, 8, 16 and 32. Each returned map is normalized by a LayerNorm of its own; the next stage reads
+    the map before this norm. See :class:`.Backbone` for the arguments that all backbones share.
 
     Args:
-        arch: ``'small'``, ``'base'``, ``'large'``, or a dict of ``embed_dims``, ``num_layers``,
-            ``num_heads``, ``spatial_ratios`` and ``channel_ratios``, each by stage.
-        out_indices: Stages, from 0 on, whose maps are returned, in rising order. Stages after the
-            last one are not built.
-        window_size: Side of the attention windows, in tokens.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        frozen_stages: -1 trains everything, 0 freezes the first patch embedding, k it and the first
-            k stages with their output norms.
-        with_cp: Recompute blocks in the backward pass to save memory.
-        init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
-            takes the authors' files.
+        arch: ``'small'``, ``'base'``, ``'large'``, or a dict of ``embed_dims``, ``num_layers``, ``num_heads``,
+            ``spatial_ratios`` and ``channel_ratios``, each by stage.
+        out_indices: Stages from 0 to 3 whose maps are returned.
+        window_size: Side of the attention windows in tokens.
+        drop_path_rate: See :class:`.Backbone`.
+        frozen_stages: -1 trains everything, 0 freezes the first patch embedding, k also the first k stages with
+            their output norms.
+        with_cp: Use activation checkpointing in training.
+        init_cfg: See :class:`.Backbone`.
 
     Raises:
-        ValueError: An argument outside these ranges; the message says what is allowed.
+        ValueError: An argument is outside these ranges; the message says what is allowed.
 
     Examples:
         >>> import torch
@@ -160,6 +187,7 @@ class ScalableViT(Backbone):
         [(1, 64, 16, 24), (1, 128, 8, 12), (1, 256, 4, 6), (1, 512, 2, 3)]
     """
 
+    family = 'scalablevit'
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'small': dict(
             embed_dims=(64, 128, 256, 512),
@@ -184,7 +212,7 @@ class ScalableViT(Backbone):
         ),
     }
 
-    # A classifier has no norm but the last.
+    # A classifier has only the last norm.
     may_lack = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
 
     def __init__(
@@ -199,92 +227,102 @@ class ScalableViT(Backbone):
     ):
         super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, init_cfg=init_cfg)
         self._check_arch()
-        if not isinstance(window_size, int) or window_size < 1:
-            raise ValueError(f'ScalableViT: window_size is a number of at least 1, got {window_size!r}')
+        self._check_number('window_size', window_size)
         dims, num_layers = self.arch['embed_dims'], self.arch['num_layers']
         self.out_channels = tuple(dims)
-        self.embeds, self.stages, self.positions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.patch_embeds, self.stages, self.pos_embeds = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        rates = iter(drop_path_rates(drop_path_rate, sum(num_layers)))
         for stage in range(self.out_indices[-1] + 1):
-            dim, heads = dims[stage], self.arch['num_heads'][stage]
+            dim, num_heads = dims[stage], self.arch['num_heads'][stage]
             ratios = self.arch['spatial_ratios'][stage], self.arch['channel_ratios'][stage]
-            self.embeds.append(PatchEmbed(dims[stage - 1], dim, 3, 2) if stage else PatchEmbed(3, dim, 7, 4))
+            norm = nn.LayerNorm(dim, eps=1e-6)
+            patch = (dims[stage - 1], dim, 3, 2) if stage else (3, dim, 7, 4)
+            self.patch_embeds.append(OverlapPatchEmbed(*patch, norm))
             self.stages.append(nn.ModuleList())
             for i in range(num_layers[stage]):
-                attn = ScalableAttention(dim, heads, *ratios) if i % 2 else WindowAttention(dim, heads, window_size)
-                depth = sum(num_layers[:stage]) + i
-                rate = drop_path_rate * depth / max(sum(num_layers) - 1, 1)
-                self.stages[stage].append(Block(dim, attn, 4, rate, with_cp))
-            self.positions.append(DepthwiseConv(dim, 3))
+                if i % 2:
+                    attn = ScalableAttention(dim, num_heads, *ratios)
+                else:
+                    attn = WindowAttention(dim, num_heads, window_size)
+                self.stages[stage].append(Block(dim, attn, next(rates), with_cp))
+            self.pos_embeds.append(DepthwiseConv(dim, 3))  # PEG
             if stage in self.out_indices:
                 setattr(self, f'norm{stage}', nn.LayerNorm(dim, eps=1e-6))
         self.freeze()
 
     def _check_arch(self) -> None:
         for key, values in self.arch.items():
-            numbers = (int, float) if key == 'channel_ratios' else int
-            if (
-                not isinstance(values, Sequence)
-                or len(values) != NUM_STAGES
-                or not all(isinstance(value, numbers) and value > 0 for value in values)
-            ):
-                raise ValueError(f'ScalableViT: {key} is a positive number for each of 4 stages, got {values!r}')
-        for dim, heads, spatial, ratio in zip(
-            *(self.arch[key] for key in ('embed_dims', 'num_heads', 'spatial_ratios', 'channel_ratios'))
-        ):
-            if dim % heads or (spatial > 1 and int(dim * ratio) % heads):
-                raise ValueError(
-                    'ScalableViT: num_heads divides embed_dims and embed_dims * channel_ratios, '
-                    f'got {heads}, {dim} and {dim * ratio}'
+            self._check_stages(key, values, NUM_STAGES, (int, float) if key == 'channel_ratios' else int)
+        keys = ('embed_dims', 'num_heads', 'spatial_ratios', 'channel_ratios')
+        for dim, num_heads, spatial_ratio, channel_ratio in zip(*(self.arch[key] for key in keys)):
+            if dim % num_heads or (spatial_ratio > 1 and int(dim * channel_ratio) % num_heads):
+                self._fail(
+                    'num_heads divides embed_dims and embed_dims * channel_ratios, '
+                    f'got {num_heads}, {dim} and {dim * channel_ratio}'
                 )
 
-    def stages_to_freeze(self) -> List[nn.Module]:
-        parts = [self.embeds[0]]
+    def stages_to_freeze(self) -> List[List[nn.Module]]:
+        stages = [[self.patch_embeds[0]]]
         for stage, blocks in enumerate(self.stages):
-            modules = [blocks, self.positions[stage]]
+            parts = [blocks, self.pos_embeds[stage]]
             if stage:
-                modules.append(self.embeds[stage])
+                parts.append(self.patch_embeds[stage])
             if stage in self.out_indices:
-                modules.append(getattr(self, f'norm{stage}'))
-            parts.append(nn.ModuleList(modules))
-        return parts
+                parts.append(getattr(self, f'norm{stage}'))
+            stages.append(parts)
+        return stages
+
+    def attention_layers(self) -> List[AttentionLayer]:
+        """Returns the attention of each block."""
+        layers: List[AttentionLayer] = []
+        for stage, blocks in enumerate(self.stages):
+            stride = self.strides[stage]
+            for block in blocks:
+                attn = block.attn
+                if isinstance(attn, WindowAttention):
+                    kind = ('window', attn, stride, stride, attn.window_size * stride)
+                else:
+                    kind = ('scalable', attn, stride, stride * attn.spatial_ratio)
+                layers.append(AttentionLayer(len(layers), stage, *kind))
+        return layers
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Normalised maps of the stages in ``out_indices``.
+        """Computes the normalized maps of the stages in ``out_indices``.
 
         Args:
             x: Images, (B, 3, H, W), H and W of at least 32 pixels.
 
         Returns:
-            Per stage in ``out_indices`` a contiguous map of (B, ``embed_dims[stage]``, H', W'); H'
-            and W' are H and W divided by 4, 8, 16 or 32, rounded up.
+            For each stage a contiguous map of (B, ``embed_dims[stage]``, H', W'); H' and W' are H and W divided by
+            4, 8, 16 or 32, rounded up.
 
         Raises:
-            ValueError: ``x`` is something else.
+            ValueError: ``x`` has another shape.
         """
         self.check_input(x)
         outs = []
         for stage, blocks in enumerate(self.stages):
-            x = self.embeds[stage](x)
+            x = self.patch_embeds[stage](x)  # (B, C, H, W) -> (B, H', W', C')
             for i, block in enumerate(blocks):
                 x = block(x)
                 if i == 0:
-                    x = x + self.positions[stage](x)
+                    x = x + self.pos_embeds[stage](x)
             if stage in self.out_indices:
                 outs.append(getattr(self, f'norm{stage}')(x).permute(0, 3, 1, 2).contiguous())
             x = x.permute(0, 3, 1, 2)
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Depth of a parameter, for layer-wise learning rate decay.
+        """Returns the depth of a parameter, for layer-wise learning rate decay.
 
         Args:
-            param_name: Full name of a parameter.
-            prefix: What stands before the backbone's own names, such as ``'backbone.'``.
+            param_name: Full name of the parameter.
+            prefix: Prefix of the backbone's parameters, such as ``'backbone.'``.
 
         Returns:
-            The depth and the number of depths: 0 is the first patch embedding, 1 to
-            ``sum(num_layers)`` the blocks (a later patch embedding and the positions go with the
-            first block of their stage), then the output norms and what follows the backbone.
+            The depth and the number of depths: 0 for the first patch embedding, 1 to ``sum(num_layers)`` for the
+            blocks, then the output norms and everything behind the backbone. Later patch embeddings and the
+            position encodings belong to the first block of their stage.
         """
         num_layers = self.arch['num_layers']
         num_depths = sum(num_layers) + 2
@@ -292,6 +330,36 @@ class ScalableViT(Backbone):
         if not param_name.startswith(prefix) or part.startswith('norm'):
             return num_depths - 1, num_depths
         stage = int(rest[0])
-        if part == 'embeds' and stage == 0:
+        if part == 'patch_embeds' and stage == 0:
             return 0, num_depths
         return 1 + sum(num_layers[:stage]) + (int(rest[1]) if part == 'stages' else 0), num_depths
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config.
+
+        Assumes heads of 32 channels or a little more, windows of 7 x 7 tokens, and a channel ratio of 1 where the map
+        is not reduced.
+        """
+        arch: Dict[str, tuple] = dict.fromkeys(cls.arch_zoo['small'], ())
+        num_stages = count_weights(state_dict, 'patch_embeds.{}.norm.weight')
+        for stage in range(num_stages):
+            (dim,) = weight_shape(state_dict, f'patch_embeds.{stage}.norm.weight', 1)
+            attn = f'stages.{stage}.1.attn'  # a block with scalable attention
+            reduced = f'{attn}.reduction.0.weight' in state_dict
+            ratio = weight_shape(state_dict, f'{attn}.reduction.0.weight', 4)[-1] if reduced else 1
+            qk_dim = weight_shape(state_dict, f'{attn}.q.weight', 2)[0] if reduced else dim
+            heads = next(n for n in range(max(dim // 32, 1), 0, -1) if dim % n == qk_dim % n == 0)
+            arch['embed_dims'] += (dim,)
+            arch['num_layers'] += (count_weights(state_dict, f'stages.{stage}.{{}}.norm1.weight'),)
+            arch['num_heads'] += (heads,)
+            arch['spatial_ratios'] += (ratio,)
+            arch['channel_ratios'] += (qk_dim / dim,)
+        cfg: Dict[str, Any] = dict(type=cls.__name__, arch=match_variant(cls.arch_zoo, arch, num_stages))
+        out_indices = tuple(stage for stage in range(NUM_STAGES) if f'norm{stage}.weight' in state_dict)
+        if out_indices != tuple(range(NUM_STAGES)):
+            cfg['out_indices'] = out_indices
+        assumed: Dict[str, Any] = dict(num_heads=arch['num_heads'], window_size=7)
+        if 1 in arch['spatial_ratios']:
+            assumed['channel_ratios'] = arch['channel_ratios']
+        return cfg, assumed

@@ -1,12 +1,12 @@
-"""ViTAE in the ViTDet framework: plain transformers with convolutions beside their attention.
+"""ViTAE in the ViTDet framework: plain transformers with convolutions in parallel to attention.
 
 ViTAE: Xu et al., NeurIPS 2021, https://arxiv.org/abs/2106.03348
 ViTAEv2: Zhang et al., IJCV 2023, https://arxiv.org/abs/2202.10108
 ViTDet: Li et al., ECCV 2022, https://arxiv.org/abs/2203.16527
 
-ViTAE-B is ViTDet's backbone with a parallel convolution module in every block. ViTAE-S has no
-patch embedding and no absolute positions: three reduction cells, of dilated convolutions and a
-linear attention, bring the image to stride 16.
+ViTAE-B is the backbone of ViTDet with a parallel convolution module (PCM) in every block. ViTAE-S has no patch
+embedding and no absolute positions: three reduction cells of dilated convolutions and a linear attention reduce the
+image to stride 16.
 """
 
 import math
@@ -16,29 +16,32 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
+from timm.layers import Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..layers import Linear, Mlp, without_autocast
-from .vit import PlainBlock, PlainViT
+from ..layers import pad_to_multiple
+from .base import weight_shape
+from .vit import Block, PlainViT, infer_attention_areas, infer_plain_arch, nearest_grid
 
-# Of a reduction cell: dilations of its convolutions, their kernel, its stride.
+# Dilations, kernel size and stride of the three reduction cells.
 REDUCTIONS = (((1, 2, 3, 4), 7, 4), ((1, 2, 3), 3, 2), ((1, 2), 3, 2))
 # Channels of the convolutions in the first two cells.
 CELL_CHANNELS = 64
-# Channels of a group of the convolutions beside attention.
+# Channels per group of the parallel convolutions.
 GROUP_CHANNELS = 4
 
 
-class NormalCell(PlainBlock):
-    """Transformer block with a parallel convolution module (PCM) that reads the block's input.
+class NormalCell(Block):
+    """Transformer block with a parallel convolution module (PCM) that reads the input of the block.
 
     Args:
         dim: Channels, a multiple of 4.
-        num_heads: Heads.
-        mlp_ratio: Width of the MLP, and of the module's first convolution, over ``dim``.
-        pcm_convs: Convolutions of the module, 2 or 3.
-        norm_cfg: Norm between the convolutions.
-        **kwargs: See :class:`mmvitzoo.models.backbones.vit.PlainBlock`.
+        num_heads: Number of heads.
+        mlp_ratio: Hidden width of the MLP, and of the first convolution of the module, divided by ``dim``.
+        pcm_convs: Number of convolutions of the module, 2 or 3.
+        norm_cfg: Norm config of the convolutions.
+        **kwargs: See :class:`mmvitzoo.models.backbones.vit.Block`.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, pcm_convs: int, norm_cfg: dict, **kwargs: Any):
@@ -53,20 +56,23 @@ class NormalCell(PlainBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        # Not recomputed with the rest: its BatchNorm would count the batch twice.
-        return super().forward(x, self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
-    def transform(self, x: Tensor, local: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); ``local``, (B, H, W, C), is what the module made of ``x``."""
-        x = x + self.drop_path(self.attn(self.norm1(x))) + self.drop_path(local)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        def inner_forward(x: Tensor, local: Tensor) -> Tensor:
+            x = x + self.drop_path(self.attn(self.norm1(x))) + self.drop_path(local)
+            return x + self.drop_path(self.mlp(self.norm2(x)))
+
+        # Not checkpointed: BatchNorm would count the batch twice.
+        local = self.pcm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.with_cp and self.training:
+            return checkpoint(inner_forward, x, local, use_reentrant=False)
+        return inner_forward(x, local)
 
 
-class KernelAttention(nn.Module):
-    """Attention by positive random features, whose cost is linear in the tokens.
+class PerformerAttention(nn.Module):
+    """Attention by positive random features (https://arxiv.org/abs/2009.14794), linear in the number of tokens.
 
-    Performer, https://arxiv.org/abs/2009.14794: query i weighs key j with ``f(q_i) . f(k_j)``, where
-    ``f(x) = exp(W x - |x|^2 / 2) / sqrt(features)`` and the rows of W are orthogonal.
+    Query i weights key j by ``f(q_i) . f(k_j)``, with ``f(x) = exp(W x - |x|^2 / 2) / sqrt(m)`` for m orthogonal rows
+    of W.
 
     Args:
         in_dim: Channels of the tokens.
@@ -76,38 +82,39 @@ class KernelAttention(nn.Module):
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(in_dim, eps=1e-5)
-        self.kqv = Linear(in_dim, 3 * dim)
-        self.proj = Linear(dim, dim)
-        features = dim // 2
-        self.register_buffer('directions', nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features))
+        self.kqv = nn.Linear(in_dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        num_features = dim // 2
+        features = nn.init.orthogonal_(torch.empty(num_features, dim)) * math.sqrt(num_features)
+        self.register_buffer('random_features', features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C'); the values pass beside the attention."""
+        """(B, N, C) -> (B, N, C'), the values added."""
         k, q, v = self.kqv(self.norm(x)).chunk(3, -1)
-        # Exponentials of squares leave the range of half precision.
-        with without_autocast(x):
-            k, q = self._features(k.float()), self._features(q.float())
-            context = k.transpose(1, 2) @ v.float()  # (B, features, C')
+        # float32: exponentials of squares leave the range of half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            k, q = self._feature_map(k.float()), self._feature_map(q.float())  # (B, N, m)
+            context = k.transpose(1, 2) @ v.float()  # (B, m, C')
             total = q @ k.sum(1)[..., None]  # (B, N, 1)
             y = q @ context / (total + 1e-8)
         return v + self.proj(y.to(v.dtype))
 
-    def _features(self, x: Tensor) -> Tensor:
-        directions = self.directions.float()
-        return torch.exp(x @ directions.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(directions))
+    def _feature_map(self, x: Tensor) -> Tensor:
+        w = self.random_features.float()
+        return torch.exp(x @ w.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(w))
 
 
 class ReductionCell(nn.Module):
-    """Pyramid of dilated convolutions, and, but for the last cell, attention and convolutions.
+    """Pyramid of parallel dilated convolutions (PRM), in all but the last cell with attention and a PCM.
 
     Args:
         in_dim: Channels of the input.
         dim: Channels of the output.
-        dilations: Of the pyramid's convolutions, which run in parallel.
-        kernel_size: Of the pyramid's convolutions.
-        stride: Of the cell.
-        attention: Attend to the pyramid and add a convolution module; else the pyramid is all.
-        norm_cfg: Norm of the convolution module.
+        dilations: Dilations of the parallel convolutions.
+        kernel_size: Kernel size of these convolutions.
+        stride: Stride of the cell.
+        attention: Add attention over the pyramid and a parallel convolution module; otherwise the pyramid is returned.
+        norm_cfg: Norm config of the convolution module.
     """
 
     def __init__(
@@ -122,7 +129,7 @@ class ReductionCell(nn.Module):
     ):
         super().__init__()
         width = CELL_CHANNELS if attention else dim // len(dilations)
-        self.pyramid = nn.ModuleList(
+        self.prm = nn.ModuleList(
             nn.Conv2d(
                 in_dim,
                 width,
@@ -135,7 +142,7 @@ class ReductionCell(nn.Module):
         )
         self.attention = attention
         if attention:
-            self.attn = KernelAttention(width * len(dilations), dim)
+            self.attn = PerformerAttention(width * len(dilations), dim)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
             self.mlp = Mlp(dim, dim)
             self.pcm = nn.Sequential(
@@ -150,7 +157,7 @@ class ReductionCell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        tokens = torch.cat([F.gelu(conv(x)) for conv in self.pyramid], 1)
+        tokens = torch.cat([F.gelu(conv(x)) for conv in self.prm], 1)
         if not self.attention:
             return tokens
         size = tokens.shape[2:]
@@ -166,7 +173,7 @@ class ReductionStem(nn.Sequential):
 
     Args:
         dims: Channels after each cell.
-        norm_cfg: Norm of the convolution modules.
+        norm_cfg: Norm config of the convolution modules.
     """
 
     def __init__(self, dims: Sequence[int], norm_cfg: dict):
@@ -178,41 +185,35 @@ class ReductionStem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H', W', C), H' and W' are H and W divided by 16, rounded up."""
-        height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % 16, 0, -height % 16))
+        x = pad_to_multiple(x, 16, channels_first=True)
         return super().forward(x).permute(0, 2, 3, 1).contiguous()
 
 
 @MODELS.register_module()
 class ViTAE(PlainViT):
-    """ViTAE (https://arxiv.org/abs/2106.03348) as ViTDet's backbone (https://arxiv.org/abs/2203.16527).
+    """ViTAE (https://arxiv.org/abs/2106.03348) as a backbone of ViTDet (https://arxiv.org/abs/2203.16527).
 
-    Every map has stride 16 and ``embed_dims`` channels. Relative positions are those of the
-    authors' ViTDet repository, and the last map is normalised.
+    Every map has stride 16 and ``embed_dims`` channels. Relative positions follow the authors' ViTDet repository, and
+    the last map is normalized. See :class:`.Backbone` for the arguments that all backbones share.
 
     Args:
-        arch: ``'base'``, ``'small'``, or a dict of ``embed_dims`` (a multiple of 4),
-            ``num_layers``, ``num_heads``, ``mlp_ratio``, ``global_attn_indexes``, ``pcm_convs`` (2
-            or 3 convolutions beside attention) and ``reduction_dims`` (widths after the first two
-            reduction cells, or None for a patch embedding).
-        img_size: Pixels a side, or (H, W), for which positions are learned. Images of any other
-            size interpolate them.
-        out_indices: Blocks, from 0 on and in rising order, whose maps are returned; None is the
-            last. Blocks after the last one are not built.
-        final_norm: Normalise what the very last block returns.
+        arch: ``'base'``, ``'small'``, or a dict of ``embed_dims`` (a multiple of 4), ``num_layers``, ``num_heads``,
+            ``mlp_ratio``, ``global_attn_indexes``, ``pcm_convs`` (2 or 3 convolutions in parallel to attention) and
+            ``reduction_dims`` (widths after the first two reduction cells, or None for a patch embedding).
+        img_size: Side in pixels, or (H, W), for which positions are learned. Images of other sizes interpolate them.
+        out_indices: Blocks whose maps are returned; None is the last.
+        final_norm: Normalize the output of the very last block.
         window_size: Side of the attention windows in tokens.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        norm_cfg: Norm of the convolutional parts, for :func:`mmcv.cnn.build_norm_layer`.
-        frozen_stages: -1 trains everything, 0 freezes what precedes the blocks, k that and the
-            first k blocks.
-        norm_eval: Keep every BatchNorm in eval mode while training.
-        with_cp: Recompute the transformers, but not the convolutions beside them, in the backward
-            pass to save memory.
-        init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
-            takes the authors' files as well as converted ones.
+        drop_path_rate: See :class:`.Backbone`.
+        norm_cfg: Norm config of the convolutions, for :func:`mmcv.cnn.build_norm_layer`.
+        frozen_stages: -1 trains everything, 0 freezes everything before the blocks, k also the first k blocks, and
+            with the last block the last norm.
+        norm_eval: See :class:`.Backbone`.
+        with_cp: Use activation checkpointing in training, but not for the convolutions.
+        init_cfg: See :class:`.Backbone`.
 
     Raises:
-        ValueError: An argument outside these ranges; the message says what is allowed.
+        ValueError: An argument is outside these ranges; the message says what is allowed.
 
     Examples:
         >>> import torch
@@ -222,6 +223,7 @@ class ViTAE(PlainViT):
         [(1, 384, 4, 6)]
     """
 
+    family = 'vitae'
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'base': dict(
             embed_dims=768,
@@ -258,7 +260,7 @@ class ViTAE(PlainViT):
         init_cfg: Optional[Union[dict, list]] = None,
     ):
         arch = self._resolve_arch(arch)
-        self.norm_cfg = norm_cfg  # the constructor of PlainViT builds stem and blocks
+        self.norm_cfg = norm_cfg  # before the constructor of PlainViT, which builds stem and blocks
         super().__init__(
             arch,
             img_size=img_size,
@@ -279,27 +281,64 @@ class ViTAE(PlainViT):
 
     def _check_arch(self, arch: Dict[str, Any]) -> None:
         super()._check_arch(arch)
-        if arch['embed_dims'] % GROUP_CHANNELS:
-            raise ValueError(f'ViTAE: embed_dims is a multiple of {GROUP_CHANNELS}, got {arch["embed_dims"]}')
+        dim, ratio, dims = arch['embed_dims'], arch['mlp_ratio'], arch['reduction_dims']
+        if dim % GROUP_CHANNELS:
+            self._fail(f'embed_dims is a multiple of {GROUP_CHANNELS}, got {dim}')
         if arch['pcm_convs'] not in (2, 3):
-            raise ValueError(f'ViTAE: pcm_convs is 2 or 3, got {arch["pcm_convs"]!r}')
-        width = round(arch['embed_dims'] * arch['mlp_ratio'])
-        if width % (arch['embed_dims'] // GROUP_CHANNELS):
-            raise ValueError(
-                f'ViTAE: mlp_ratio makes embed_dims a multiple of embed_dims / {GROUP_CHANNELS}, '
-                f'got {arch["mlp_ratio"]} and {arch["embed_dims"]}'
-            )
-        dims = arch['reduction_dims']
+            self._fail(f'pcm_convs is 2 or 3, got {arch["pcm_convs"]!r}')
+        if round(dim * ratio) % (dim // GROUP_CHANNELS):
+            self._fail(f'embed_dims * mlp_ratio is a multiple of embed_dims / {GROUP_CHANNELS}, got {dim} and {ratio}')
         if dims is not None and not (
-            isinstance(dims, Sequence) and len(dims) == 2 and all(isinstance(dim, int) and dim > 1 for dim in dims)
+            isinstance(dims, Sequence) and len(dims) == 2 and all(isinstance(x, int) and x > 1 for x in dims)
         ):
-            raise ValueError(f'ViTAE: reduction_dims is None or two numbers of at least 2, got {dims!r}')
+            self._fail(f'reduction_dims is None or two numbers of at least 2, got {dims!r}')
 
-    def _build_stem(self, patch_size: int, grid: Tuple[int, int]) -> nn.Module:
+    def _build_stem(self, patch_size: int) -> None:
         if self.arch['reduction_dims'] is None:
-            return super()._build_stem(patch_size, grid)
-        return ReductionStem((*self.arch['reduction_dims'], self.arch['embed_dims']), self.norm_cfg)
+            super()._build_stem(patch_size)
+        else:
+            self.patch_embed = ReductionStem((*self.arch['reduction_dims'], self.arch['embed_dims']), self.norm_cfg)
+            self.pos_embed = self.cls_token = None
 
-    def _build_block(self, residual: bool, **kwargs) -> nn.Module:
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        return x if self.pos_embed is None else super()._pos_embed(x)
+
+    def _build_block(self, residual: bool, **kwargs: Any) -> nn.Module:
         names = ('embed_dims', 'num_heads', 'mlp_ratio', 'pcm_convs')
         return NormalCell(*(self.arch[name] for name in names), self.norm_cfg, **kwargs)
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config; relative positions of one size in every block do not tell which blocks are global."""
+        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo)
+        arch['pcm_convs'] = 3 if 'blocks.0.pcm.6.weight' in state_dict else 2
+        has_cells = 'patch_embed.0.prm.0.weight' in state_dict
+        arch['reduction_dims'] = (
+            tuple(weight_shape(state_dict, f'patch_embed.{stage}.norm.weight', 1)[0] for stage in (0, 1))
+            if has_cells
+            else None
+        )
+        name = next((name for name, variant in cls.arch_zoo.items() if {**variant, **arch} == variant), None)
+        cfg = dict(type=cls.__name__, arch=name, final_norm='norm.weight' in state_dict)
+        grid = None if has_cells else nearest_grid(weight_shape(state_dict, 'pos_embed', 3)[1])
+        is_assumed_grid = grid is not None and grid[0] != grid[1]
+        global_blocks, is_told = (), False
+        if 'blocks.0.attn.rel_pos_h' in state_dict:
+            window_size, global_blocks, rel_pos_grid = infer_attention_areas(
+                state_dict, arch['num_layers'], evenly=True
+            )
+            cfg['window_size'] = window_size
+            is_told = rel_pos_grid not in (None, (window_size, window_size))
+            if rel_pos_grid:
+                grid, is_assumed_grid = rel_pos_grid, False
+        if name is None or (is_told and cls.arch_zoo[name]['global_attn_indexes'] != global_blocks):
+            cfg['arch'] = dict(arch, global_attn_indexes=global_blocks)
+        elif not is_told:
+            global_blocks = cls.arch_zoo[name]['global_attn_indexes']
+        if not is_told:
+            assumed['global_attn_indexes'] = global_blocks
+        if grid:
+            cfg['img_size'] = tuple(16 * side for side in grid)
+        if is_assumed_grid:
+            assumed['img_size'] = cfg['img_size']
+        return cfg, assumed

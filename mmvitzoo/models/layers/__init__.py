@@ -1,35 +1,31 @@
-"""What several families share."""
+"""Layers shared by several backbones."""
 
-from .attention import Attention, RelativeAttention, attend, attend_plain
-from .block import Block, Recomputed
-from .compiling import is_compiling, known
-from .depthwise import DepthwiseConv
+from .attention import Attention, RelPosAttention, rel_pos_attention_flash, sdpa, split_heads
+from .conv import ConvRelativePosition, DepthwiseConv
+from .cpu import optimize_for_inference
 from .init import init_linear_weights, init_transformer_weights
-from .linear import Linear, Mlp, split_linear
 from .norm import LayerNorm2d
-from .patch_embedding import PatchEmbedding
-from .precision import without_autocast
-from .windows import merge_windows, partition_windows, window_mask
+from .padding import pad_to_multiple
+from .patch_embed import OverlapPatchEmbed, PatchEmbed, resize_pos_embed
+from .windows import window_mask, window_partition, window_unpartition
 
 __all__ = [
     'Attention',
-    'Block',
+    'ConvRelativePosition',
     'DepthwiseConv',
     'LayerNorm2d',
-    'Linear',
-    'Mlp',
-    'PatchEmbedding',
-    'Recomputed',
-    'RelativeAttention',
-    'attend',
-    'attend_plain',
+    'OverlapPatchEmbed',
+    'PatchEmbed',
+    'RelPosAttention',
     'init_linear_weights',
     'init_transformer_weights',
-    'is_compiling',
-    'known',
-    'merge_windows',
-    'partition_windows',
-    'split_linear',
+    'optimize_for_inference',
+    'pad_to_multiple',
+    'rel_pos_attention_flash',
+    'resize_pos_embed',
+    'sdpa',
+    'split_heads',
     'window_mask',
-    'without_autocast',
+    'window_partition',
+    'window_unpartition',
 ]

@@ -1,4 +1,4 @@
-"""Initialisation of a module by its type."""
+"""Weight initialization by module type, for ``nn.Module.apply``."""
 
 import math
 
@@ -7,17 +7,17 @@ from torch import nn
 
 
 def init_linear_weights(module: nn.Module) -> None:
-    """Initialises one linear, for ``nn.Module.apply``: truncated normal of std 0.02, bias 0."""
+    """Initializes a linear layer: weight from a truncated normal of std 0.02, bias 0."""
     if isinstance(module, nn.Linear):
         init_transformer_weights(module)
 
 
 def init_transformer_weights(module: nn.Module) -> None:
-    """Initialises one linear or convolution; for ``nn.Module.apply``.
+    """Initializes a linear layer or a convolution.
 
-    Linears: truncated normal of std 0.02. Convolutions: normal of variance 2 over the fan-out of
-    one group (https://arxiv.org/abs/1502.01852; torch's ``kaiming_normal_`` counts the fan-out of all
-    groups). Biases: 0. Norms keep the ones and zeros they are built with.
+    Linear layers: truncated normal of std 0.02. Convolutions: normal of variance 2 / fan-out of one group
+    (https://arxiv.org/abs/1502.01852; torch's ``kaiming_normal_`` counts the fan-out of all groups). Biases: 0.
+    Norms keep the ones and zeros they are built with.
     """
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""What stands between a backbone and a head."""
+"""Necks: modules between a backbone and a head."""
 
 from .simple_feature_pyramid import SimpleFeaturePyramid
 

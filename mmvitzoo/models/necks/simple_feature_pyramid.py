@@ -13,24 +13,24 @@ from ..layers import LayerNorm2d
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """Levels of several strides, all made from the last map of a plain backbone.
+    """Feature pyramid built from the last feature map of a plain backbone.
 
-    A level rescales the map by transposed convolutions or max pooling, then a 1 x 1 and a 3 x 3
-    convolution follow, each with a norm and no activation. There is no top-down path.
+    Each level rescales the map by transposed convolutions or max pooling. A 1 x 1 and a 3 x 3 convolution follow, each
+    with a norm and without activation. There is no top-down path.
 
     Args:
-        in_channels: Channels of the map.
-        out_channels: Channels of every level.
-        scale_factors: Of the levels, each one of 4, 2, 1 and 0.5, in falling order. For a map of
-            stride 16 the default gives strides 4, 8, 16 and 32.
-        num_outs: Number of levels; those beyond ``scale_factors`` sub-sample the one before by 2.
-        halve_channels: Every transposed convolution halves the channels, as in Detectron2; False
-            keeps them, as in the ViTAE authors' ViTDet repository.
-        norm_cfg: Norm of the 1 x 1 and 3 x 3 convolutions.
-        init_cfg: MMEngine's initialisation.
+        in_channels: Channels of the input map.
+        out_channels: Channels of each level.
+        scale_factors: Scale factors of the levels relative to the input map: a descending subset of 4, 2, 1 and 0.5.
+            For a map of stride 16, the default gives strides 4, 8, 16 and 32.
+        num_outs: Number of levels. Levels beyond ``scale_factors`` subsample the previous level by 2.
+        halve_channels: Halve the channels in each transposed convolution, as in Detectron2. False keeps them, as in the
+            ViTDet repository of the ViTAE authors.
+        norm_cfg: Norm config of the 1 x 1 and 3 x 3 convolutions.
+        init_cfg: Initialization config of MMEngine.
 
     Raises:
-        ValueError: An argument outside these ranges; the message says what is allowed.
+        ValueError: An argument is not allowed; the message gives the allowed values.
 
     Examples:
         >>> import torch
@@ -54,10 +54,11 @@ class SimpleFeaturePyramid(BaseModule):
         factors = list(scale_factors)
         if not factors or factors != sorted(set(factors) & {4, 2, 1, 0.5}, reverse=True):
             raise ValueError(
-                f'SimpleFeaturePyramid: scale_factors are some of 4, 2, 1, 0.5 in falling order, got {scale_factors!r}'
+                'SimpleFeaturePyramid: scale_factors must be a descending subset of (4, 2, 1, 0.5), '
+                f'got {scale_factors!r}'
             )
         if num_outs < len(factors):
-            raise ValueError(f'SimpleFeaturePyramid: num_outs is at least {len(factors)}, got {num_outs!r}')
+            raise ValueError(f'SimpleFeaturePyramid: num_outs must be at least {len(factors)}, got {num_outs!r}')
         self.num_outs = num_outs
         self.rescale = nn.ModuleList()
         self.lateral_convs = nn.ModuleList()
@@ -82,17 +83,17 @@ class SimpleFeaturePyramid(BaseModule):
             self.fpn_convs.append(ConvModule(out_channels, out_channels, 3, padding=1, **conv_cfg))
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-        """Levels from the last of ``inputs``.
+        """Builds the pyramid from the last of the feature maps.
 
         Args:
-            inputs: Maps of a backbone, (B, ``in_channels``, H, W).
+            inputs: Feature maps of a backbone; the last one is (B, ``in_channels``, H, W).
 
         Returns:
-            ``num_outs`` contiguous maps of (B, ``out_channels``, H_i, W_i).
+            ``num_outs`` contiguous feature maps, (B, ``out_channels``, H_i, W_i).
         """
         outs = []
         for rescale, lateral, conv in zip(self.rescale, self.lateral_convs, self.fpn_convs):
-            # mmcv's operators read a map's memory as if it were contiguous, RoIAlign for one.
+            # Operators of mmcv such as RoIAlign read the memory of a feature map as if it were contiguous.
             outs.append(conv(lateral(rescale(inputs[-1]))).contiguous())
         while len(outs) < self.num_outs:
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))

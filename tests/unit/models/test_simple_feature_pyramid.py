@@ -1,4 +1,4 @@
-"""SimpleFeaturePyramid: shapes, channels, extra levels, memory layout, errors."""
+"""SimpleFeaturePyramid: shapes, channels, extra levels, memory format, argument checks."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from mmvitzoo.models import SimpleFeaturePyramid
 from mmvitzoo.models.layers import LayerNorm2d
 
-# Half a map loses its odd last row, as max pooling does; sub-sampling keeps it.
+# Max pooling drops an odd last row; subsampling keeps it.
 RESCALED = {4: lambda side: 4 * side, 2: lambda side: 2 * side, 1: lambda side: side, 0.5: lambda side: side // 2}
 
 
@@ -33,7 +33,7 @@ def test_shapes(size, scale_factors, num_outs):
 
 
 @pytest.mark.parametrize('size', [(4, 6), (7, 9)])
-def test_extra_levels_subsample_the_one_before(size):
+def test_extra_levels_subsample_the_previous_level(size):
     levels = SimpleFeaturePyramid(16, 8, scale_factors=(2, 1), num_outs=4)([torch.randn(2, 16, *size)])
     assert torch.equal(levels[2], levels[1][..., ::2, ::2])
     assert torch.equal(levels[3], levels[2][..., ::2, ::2])
@@ -41,14 +41,14 @@ def test_extra_levels_subsample_the_one_before(size):
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='LayerNorm2d', eps=1e-6), dict(type='BN')])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_levels_suit_mmcv_operators(norm_cfg, memory_format):
-    """RoIAlign reads memory as if contiguous: channels-last maps would silently train on noise."""
+def test_levels_are_contiguous(norm_cfg, memory_format):
+    """mmcv's RoIAlign reads memory as if it were contiguous and would return noise for channels-last maps."""
     neck = SimpleFeaturePyramid(16, 8, norm_cfg=norm_cfg)
     levels = neck([torch.randn(2, 16, 8, 12).to(memory_format=memory_format)])
     assert len(levels) == 5 and all(x.is_contiguous() for x in levels)
 
 
-def test_only_the_last_map_counts():
+def test_only_last_map_is_used():
     neck = SimpleFeaturePyramid(16, 8)
     x = torch.randn(1, 16, 4, 6)
     for a, b in zip(neck((x,)), neck((torch.randn(1, 32, 16, 24), torch.randn(1, 16, 4, 6), x))):
@@ -76,13 +76,14 @@ def test_channels(halve_channels, half, quarter):
     assert [tuple(x.shape[:2]) for x in neck([torch.randn(1, 64, 4, 4)])] == [(1, 24)] * 5
 
 
-@pytest.mark.parametrize('norm_cfg, kind', [(None, LayerNorm2d), (dict(type='BN'), nn.BatchNorm2d)])
-def test_convolutions_have_a_norm_and_no_activation(norm_cfg, kind):
+@pytest.mark.parametrize('norm_cfg, norm_type', [(None, LayerNorm2d), (dict(type='BN'), nn.BatchNorm2d)])
+def test_convolutions_have_norm_and_no_activation(norm_cfg, norm_type):
     neck = SimpleFeaturePyramid(16, 8, **({} if norm_cfg is None else dict(norm_cfg=norm_cfg)))
     convs = [*neck.lateral_convs, *neck.fpn_convs]
     assert len(convs) == 8
-    assert all(isinstance(conv.norm, kind) and not conv.with_activation and conv.conv.bias is None for conv in convs)
-    # Between two transposed convolutions there is a LayerNorm, whatever the norm elsewhere.
+    assert all(isinstance(conv.norm, norm_type) for conv in convs)
+    assert all(not conv.with_activation and conv.conv.bias is None for conv in convs)
+    # The norm between the transposed convolutions is always LayerNorm.
     assert isinstance(neck.rescale[0][1], LayerNorm2d)
     assert {m.eps for m in neck.modules() if isinstance(m, LayerNorm2d)} == {1e-6}
 
@@ -96,7 +97,7 @@ def test_gradients_reach_every_parameter():
 
 
 @pytest.mark.parametrize('name', ['SimpleFeaturePyramid', 'mmvitzoo.SimpleFeaturePyramid'])
-def test_registered(name):
+def test_build_from_registry(name):
     neck = MODELS.build(dict(type=name, in_channels=16, out_channels=8, num_outs=6))
     assert type(neck) is SimpleFeaturePyramid
     assert [x.shape[1] for x in neck([torch.randn(1, 16, 4, 4)])] == [8] * 6
@@ -105,15 +106,15 @@ def test_registered(name):
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(scale_factors=()), r'scale_factors are some of 4, 2, 1, 0.5 in falling order, got \(\)'),
-        (dict(scale_factors=(8, 4, 2)), r'scale_factors are .*, got \(8, 4, 2\)'),
-        (dict(scale_factors=(4, 2, 0.25)), r'scale_factors are .*, got \(4, 2, 0.25\)'),
-        (dict(scale_factors=(1, 2)), r'scale_factors are .* in falling order, got \(1, 2\)'),
-        (dict(scale_factors=[2, 2, 1]), r'scale_factors are .*, got \[2, 2, 1\]'),
-        (dict(num_outs=3), 'num_outs is at least 4, got 3'),
-        (dict(scale_factors=(1,), num_outs=0), 'num_outs is at least 1, got 0'),
+        (dict(scale_factors=()), r'scale_factors must be a descending subset of \(4, 2, 1, 0.5\), got \(\)'),
+        (dict(scale_factors=(8, 4, 2)), r'scale_factors must be .*, got \(8, 4, 2\)'),
+        (dict(scale_factors=(4, 2, 0.25)), r'scale_factors must be .*, got \(4, 2, 0.25\)'),
+        (dict(scale_factors=(1, 2)), r'scale_factors must be a descending .*, got \(1, 2\)'),
+        (dict(scale_factors=[2, 2, 1]), r'scale_factors must be .*, got \[2, 2, 1\]'),
+        (dict(num_outs=3), 'num_outs must be at least 4, got 3'),
+        (dict(scale_factors=(1,), num_outs=0), 'num_outs must be at least 1, got 0'),
     ],
 )
-def test_wrong_arguments(kwargs, message):
+def test_invalid_arguments(kwargs, message):
     with pytest.raises(ValueError, match=f'^SimpleFeaturePyramid: {message}$'):
         SimpleFeaturePyramid(16, 8, **kwargs)

@@ -1,4 +1,4 @@
-"""The file of operators is put into mmcv, replaced and taken away, and nothing else is touched."""
+"""Installation, update and removal of torchvision's operators in mmcv."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def lite(tmp_path):
-    """A folder of mmcv without operators, with the distribution that it belongs to."""
+    """Creates a folder of mmcv without operators and its distribution."""
     folder = tmp_path / 'mmcv'
     folder.mkdir()
     (folder / '__init__.py').write_text("__version__ = '2.1.0'\n")
@@ -37,7 +37,7 @@ def test_install_and_remove(lite):
     assert install(lite).endswith('version 1, installed')
     assert target.read_bytes() == ops.SOURCE.read_bytes()
     assert target.stat().st_mode == (lite / '__init__.py').stat().st_mode
-    assert install(lite).endswith('are there already')
+    assert install(lite).endswith('already installed')
     assert status(lite).endswith("torchvision's operators, version 1")
     assert remove(lite) == f'{target}: removed'
     assert os.listdir(lite) == ['__init__.py']
@@ -47,12 +47,12 @@ def test_older_version_is_replaced(lite):
     text = ops.SOURCE.read_text().replace('version 1', 'version 0.9', 1)
     (lite / '_ext.py').write_text(text)
     assert status(lite).endswith('version 0.9')
-    assert install(lite).endswith('version 1, in place of version 0.9')
+    assert install(lite).endswith('version 1, installed in place of version 0.9')
     assert (lite / '_ext.py').read_bytes() == ops.SOURCE.read_bytes()
 
 
 @pytest.mark.parametrize('name', ('_ext.cpython-311-x86_64-linux-gnu.so', '_ext.cp311-win_amd64.pyd'))
-def test_compiled_mmcv_is_left_alone(lite, name):
+def test_compiled_mmcv_is_not_changed(lite, name):
     (lite / name).touch()
     assert status(lite).endswith(f'compiled operators ({name})')
     with pytest.raises(InstallError, match='has compiled operators'):
@@ -60,7 +60,7 @@ def test_compiled_mmcv_is_left_alone(lite, name):
     assert not (lite / '_ext.py').exists()
 
 
-def test_leftover_beside_compiled_mmcv_can_be_removed(lite):
+def test_file_beside_compiled_operators_can_be_removed(lite):
     install(lite)
     (lite / '_ext.so').touch()
     assert 'compiled' in status(lite)
@@ -68,20 +68,20 @@ def test_leftover_beside_compiled_mmcv_can_be_removed(lite):
 
 
 @pytest.mark.parametrize('command', (install, remove, status))
-def test_file_of_someone_else_is_left_alone(lite, command):
+def test_foreign_file_is_not_changed(lite, command):
     (lite / '_ext.py').write_text('nms = None\n')
-    with pytest.raises(InstallError, match='is not from mmvitzoo.ops and stays as it is'):
+    with pytest.raises(InstallError, match='was not written by mmvitzoo.ops and is left unchanged'):
         command(lite)
     assert (lite / '_ext.py').read_text() == 'nms = None\n'
 
 
-def test_folder_in_place_of_the_file(lite):
+def test_unreadable_file_is_an_error(lite):
     (lite / '_ext.py').mkdir()
     with pytest.raises(InstallError, match=r'^cannot read \S+_ext\.py: '):
         install(lite)
 
 
-def test_two_distributions_are_refused(lite):
+def test_two_distributions_are_an_error(lite):
     add_distribution(lite.parent, 'mmcv')
     for command in (install, status):
         with pytest.raises(
@@ -91,8 +91,8 @@ def test_two_distributions_are_refused(lite):
     assert not (lite / '_ext.py').exists()
 
 
-def test_folder_that_is_not_writable(lite, monkeypatch):
-    """Leaves what was there, and no half of a file."""
+def test_read_only_folder_is_not_changed(lite, monkeypatch):
+    """Neither the old file is removed nor an incomplete file is left."""
 
     def fail(*args):
         raise PermissionError(13, 'Permission denied')
@@ -110,14 +110,14 @@ def test_folder_that_is_not_writable(lite, monkeypatch):
 
 
 @pytest.mark.stack
-def test_mmcv_without_compiled_operators_of_the_second_stack(lite):
+def test_install_in_mmcv_of_the_onedl_stack(lite):
     (lite.parent / 'mmcv_lite-2.1.0.dist-info').rename(lite.parent / 'other')
     add_distribution(lite.parent, 'onedl-mmcv')
     assert install(lite).endswith('installed')
 
 
-def test_no_mmcv(monkeypatch, tmp_path):
-    """A folder that pip left, with our file alone, is no mmcv either."""
+def test_missing_mmcv_is_an_error(monkeypatch, tmp_path):
+    """An empty folder that pip uninstall left does not count as mmcv."""
     for name in [name for name in sys.modules if name.split('.')[0] == 'mmcv']:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, 'path', [str(tmp_path)])
@@ -137,8 +137,8 @@ def test_command_line(lite, monkeypatch, capsys):
         __main__.main()
 
 
-def test_importing_mmvitzoo_says_which_command(tmp_path):
-    """Links a real mmcv, but for its operators, in front of it; then the command helps."""
+def test_logged_command_installs_the_operators(tmp_path):
+    """Imports mmvitzoo with a copy of mmcv without operators, then runs the command that the import logs."""
     (tmp_path / 'mmcv').mkdir()
     for path in Path(mmcv.__file__).parent.iterdir():
         if not path.name.startswith('_ext'):
@@ -155,14 +155,14 @@ def test_importing_mmvitzoo_says_which_command(tmp_path):
     assert 'python -m mmvitzoo.ops install' in hint and 'come from torchvision' in source
 
 
-def test_who_is_told_which_command(monkeypatch, caplog):
-    """Only the main process of those without operators is, and not the command itself."""
+def test_command_is_logged_once_by_main_process(monkeypatch, caplog):
+    """Data workers, the installer and environments with operators do not log it."""
     monkeypatch.setattr(ops, 'find_spec', lambda name: None)
     monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
     ops.suggest_install()
     assert [record.name for record in caplog.records] == ['mmvitzoo']
     with monkeypatch.context() as patch:
-        patch.setattr(ops.multiprocessing, 'parent_process', lambda: 'that of a worker')
+        patch.setattr(ops.multiprocessing, 'parent_process', lambda: 'a parent process')
         ops.suggest_install()
     with monkeypatch.context() as patch:
         patch.setattr(sys, 'orig_argv', ['python', '-m', 'mmvitzoo.ops', 'status'], raising=False)

@@ -1,0 +1,221 @@
+"""Faster float32 inference on a CPU, by one explicit call: :func:`optimize_for_inference`.
+
+The models do not depend on this file. Measured gains are in docs/performance.md.
+"""
+
+from collections import Counter
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.utils import fuse_conv_bn
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .attention import RelPosAttention, rel_pos_attention_flash
+from .compiling import is_compiling
+from .conv import ConvRelativePosition
+from .rel_pos import decomposed_rel_pos
+
+# Elements of the temporary results that exist at one time. They stay in the cache of the processor, and the memory
+# of one part serves the next instead of new pages of the system.
+HIDDEN_ELEMENTS = 2**22
+BIAS_ELEMENTS = 2**22
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None) -> nn.Module:
+    """Swaps layers of a model in place for faster inference on a CPU.
+
+    Linear layers run in oneDNN, MLPs and relative position biases are computed in parts, position convolutions of
+    MPViT are merged, and BatchNorm is folded into convolutions. Outputs change by rounding alone. Load the weights
+    first: folding changes the keys of the state dict. A second call changes nothing. Hooks on a swapped layer no
+    longer fire. Where gradients are needed, and under autocast or ``torch.compile``, the swapped layers compute what
+    they did before.
+
+    Args:
+        model: A backbone of this package or any model with one, such as a detector, on a CPU in eval mode.
+        dtype: ``torch.bfloat16`` computes the linear layers in bfloat16, which is fast on processors with AMX or
+            AVX512-BF16; maps then differ by about 1%. None keeps float32.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: The model is in training mode or not on a CPU, or another ``dtype``.
+    """
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(f'optimize_for_inference needs a model in eval mode, but {training[0]} is in training mode')
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if devices - {'cpu'}:
+        raise ValueError(f'optimize_for_inference needs a model on a CPU, got one on {", ".join(sorted(devices))}')
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f'optimize_for_inference: dtype is None or torch.bfloat16, got {dtype}')
+    _fold_batch_norms(model)
+    _swap(model, dtype)
+    return model.eval()  # also the new layers
+
+
+def _fold_batch_norms(model: nn.Module) -> None:
+    modules = model.named_modules(remove_duplicate=False)
+    uses = Counter(module for _, module in modules if isinstance(module, nn.Conv2d))
+    # Heads that share convolutions between levels with norms of their own, as RTMDet's, cannot be folded.
+    shared = any(count > 1 for count in uses.values())
+    backbones = [module for module in model.modules() if hasattr(module, 'family')]
+    for module in backbones if shared else [model]:
+        fuse_conv_bn(module)
+
+
+def _swap(model: nn.Module, dtype: Optional[torch.dtype]) -> None:
+    for name, module in model.named_children():
+        if isinstance(module, RelPosAttention):
+            module.rel_pos_attention = rel_pos_attention_biased
+        if _is_plain(module, nn.Linear):
+            setattr(model, name, OneDNNLinear(module, dtype))
+        elif _is_plain_mlp(module):
+            setattr(model, name, MlpInParts(module, dtype))
+        elif type(module) is ConvRelativePosition:
+            setattr(model, name, MergedConvRelativePosition(module))
+        else:
+            _swap(module, dtype)
+
+
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    """Returns whether a layer is of this very class, without hooks, adapters or parametrizations."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return type(module) is kind and not any(hooks) and 'weight' in module._parameters
+
+
+def _is_plain_mlp(module: nn.Module) -> bool:
+    return (
+        type(module) is Mlp
+        and _is_plain(module.fc1, nn.Linear)
+        and _is_plain(module.fc2, nn.Linear)
+        and type(module.act) is nn.GELU
+        and module.act.approximate == 'none'
+        and type(module.norm) is nn.Identity
+    )
+
+
+def _is_inference(x: Tensor, *parameters: Optional[Tensor]) -> bool:
+    """Returns whether operators without derivatives, for tensors in memory, may be used."""
+    needs_grad = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, *parameters))
+    return not (needs_grad or forward_ad._current_level >= 0 or is_compiling() or torch.is_autocast_cpu_enabled())
+
+
+class OneDNNLinear(nn.Linear):
+    """``nn.Linear`` in oneDNN, with an exact GELU if asked for.
+
+    PyTorch hands float32 products to MKL, which is slower on many processors. oneDNN also applies the GELU while the
+    results are still in the cache.
+
+    Args:
+        linear: Layer to replace, whose parameters are used.
+        dtype: Type of the computation, None for that of the layer.
+        gelu: Apply the GELU (https://arxiv.org/abs/1606.08415).
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: Optional[torch.dtype] = None, gelu: bool = False):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device='meta')
+        self.weight, self.bias, self.gelu = linear.weight, linear.bias, gelu
+        if dtype is not None:
+            self.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
+            if linear.bias is not None:
+                self.bias = nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        dtype = x.dtype
+        x = x.to(self.weight.dtype)
+        supported = x.dtype in ONEDNN_DTYPES and x.numel() > 0 and x.shape[-1] == self.in_features
+        if supported and _is_inference(x, self.weight, self.bias):
+            gelu = 'gelu' if self.gelu else 'none'
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, gelu, [], 'none').to(dtype)
+        x = super().forward(x)
+        return (F.gelu(x) if self.gelu else x).to(dtype)
+
+
+class MlpInParts(nn.Module):
+    """MLP of two :class:`OneDNNLinear` that computes :data:`HIDDEN_ELEMENTS` hidden elements at a time.
+
+    Args:
+        mlp: Layer to replace, whose parameters are used.
+        dtype: See :class:`OneDNNLinear`.
+    """
+
+    def __init__(self, mlp: Mlp, dtype: Optional[torch.dtype] = None):
+        super().__init__()
+        self.fc1 = OneDNNLinear(mlp.fc1, dtype, gelu=True)
+        self.fc2 = OneDNNLinear(mlp.fc2, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C')."""
+        if not _is_inference(x, *self.parameters()):
+            return self.fc2(self.fc1(x))
+        tokens = x.flatten(0, -2)
+        parts = -(-len(tokens) * self.fc1.out_features // HIDDEN_ELEMENTS)
+        out = [self.fc2(self.fc1(part)) for part in tokens.chunk(parts)]
+        return (out[0] if parts == 1 else torch.cat(out)).unflatten(0, x.shape[:-1])
+
+
+class MergedConvRelativePosition(nn.Module):
+    """:class:`.ConvRelativePosition` as one convolution by the largest kernel, without splitting and joining.
+
+    Args:
+        crpe: Layer to replace.
+    """
+
+    def __init__(self, crpe: ConvRelativePosition):
+        super().__init__()
+        self.radius = max(conv.padding[0] for conv in crpe.convs)
+        with torch.no_grad():
+            kernels = [F.pad(conv.weight, (self.radius - conv.padding[0],) * 4) for conv in crpe.convs]
+            self.weight = nn.Parameter(torch.cat(kernels), requires_grad=False)
+            self.bias = nn.Parameter(torch.cat([conv.bias for conv in crpe.convs]), requires_grad=False)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        v = v.permute(0, 3, 1, 2)
+        return F.conv2d(v, self.weight, self.bias, padding=self.radius, groups=len(self.bias)).permute(0, 2, 3, 1)
+
+
+def rel_pos_attention_biased(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """:func:`.rel_pos_attention_flash` with a bias, of which :data:`BIAS_ELEMENTS` exist at one time.
+
+    The bias is cheaper than longer queries and keys, and a fused kernel takes it if it needs no gradient.
+
+    Args:
+        q: (B, heads, Hq * Wq, C).
+        k: (B, heads, H * W, C).
+        v: (B, heads, H * W, C).
+        rel_h: (Hq, H, C).
+        rel_w: (Wq, W, C).
+
+    Returns:
+        (B, heads, Hq * Wq, C).
+    """
+    if not _is_inference(q, k, v, rel_h, rel_w):
+        return rel_pos_attention_flash(q, k, v, rel_h, rel_w)
+    batch, heads, num_queries, _ = q.shape
+    num_keys = k.shape[2]
+    q_map = q.unflatten(2, (rel_h.shape[0], rel_w.shape[0]))
+    out = torch.empty_like(q_map)
+    images = max(BIAS_ELEMENTS // (num_queries * num_keys), 1)
+    rows = max(BIAS_ELEMENTS // (len(rel_w) * num_keys), 1)
+    bias = q.new_empty(0)
+    for i in range(0, batch, images):
+        for head in range(heads):
+            index = (slice(i, i + images), slice(head, head + 1))
+            for row in range(0, len(rel_h), rows):
+                chunk = slice(row, row + rows)
+                q_chunk = q_map[(*index, chunk)]
+                h, w = decomposed_rel_pos(q_chunk, rel_h[chunk], rel_w)
+                if bias.shape[:-1] != h.shape:  # otherwise the memory of the last chunk serves again
+                    bias = h.new_empty(*h.shape, w.shape[-1])
+                torch.add(h[..., None], w[..., None, :], out=bias)
+                mask = bias.flatten(-2).flatten(2, 3)
+                result = F.scaled_dot_product_attention(q_chunk.flatten(2, 3), k[index], v[index], attn_mask=mask)
+                out[(*index, chunk)] = result.view(q_chunk.shape)
+    return out.flatten(2, 3)

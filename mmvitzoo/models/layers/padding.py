@@ -1,0 +1,31 @@
+"""Padding of maps to a multiple of a window, patch or stride."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .compiling import statically_true
+
+
+def pad_to_multiple(x: Tensor, multiple: int, channels_first: bool = False) -> Tensor:
+    """Pads height and width with zeros at the bottom and on the right.
+
+    Args:
+        x: Map of (B, H, W, C), or of (B, C, H, W) if ``channels_first``.
+        multiple: Number that divides height and width of the result.
+        channels_first: Layout of ``x``.
+
+    Returns:
+        ``x`` itself if nothing has to be padded.
+    """
+    height, width = x.shape[2:] if channels_first else x.shape[1:3]
+    if statically_true(height % multiple == 0) and statically_true(width % multiple == 0):
+        return x
+    # A rounded-up quotient stays a short formula in a compiled graph; ``-height % multiple`` does not.
+    rows, cols = ceil_div(height, multiple), ceil_div(width, multiple)
+    padding = (0, cols * multiple - width, 0, rows * multiple - height)
+    return F.pad(x, padding if channels_first else (0, 0, *padding))
+
+
+def ceil_div(size: int, divisor: int) -> int:
+    """Divides and rounds up, also symbolic sizes."""
+    return (size + divisor - 1) // divisor
