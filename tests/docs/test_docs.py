@@ -19,8 +19,7 @@ from test_readme import COMMANDS as COMMANDS_OF_README
 import mmvitzoo
 from mmvitzoo.analysis.cost import measure
 from mmvitzoo.checkpoints import save
-from mmvitzoo.checkpoints.conversion import LAYOUTS
-from mmvitzoo.checkpoints.layout import Drop
+from mmvitzoo.checkpoints.layouts import LAYOUTS, Dropped
 from mmvitzoo.inference import load_model
 from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, SimpleFeaturePyramid, ViTAE
 
@@ -212,7 +211,7 @@ def test_layouts_of_the_converters():
 
 
 def test_reasons_of_the_converters():
-    reasons = {target.reason for layout in LAYOUTS for target in layout.table.values() if isinstance(target, Drop)}
+    reasons = {target.reason for layout in LAYOUTS for target in layout.table.values() if isinstance(target, Dropped)}
     assert len(reasons) >= 10 and all(f'| {reason} |' in PAGES['converters'] for reason in reasons)
 
 
