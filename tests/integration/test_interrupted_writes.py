@@ -20,7 +20,7 @@ from mmvitzoo.checkpoints import load
 from mmvitzoo.datasets import build_mini_coco, mini_coco
 
 ROOT = Path(__file__).resolve().parents[2]
-CONVERTER = 'model_converters/official2mm.py'  # all converters read and write with the same function
+CONVERTER = 'model_converters/convert.py'
 BUILDER = 'dataset_converters/make_mini_coco.py'
 READ_ONLY = Path('/sys')  # read-only even for root
 

@@ -85,7 +85,7 @@ def test_mmpretrain_with_several_scales_is_another_network():
 
     with torch.device('meta'):
         weights = MViT('tiny', out_scales=(0, 1, 2, 3)).state_dict()
-    with pytest.raises(CheckpointError, match='mvitv2/mmpretrain: norm0.weight .* read the normalised map'):
+    with pytest.raises(CheckpointError, match='mvitv2/mmpretrain: norm0.weight .* read the normalized map'):
         convert(weights)
 
 

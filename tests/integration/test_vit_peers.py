@@ -111,7 +111,7 @@ def test_mmsegmentation(size, final_norm):
     peer.load_state_dict(weights, strict=True)
     x = torch.randn(1, 3, *size)
     without = {key: value for key, value in weights.items() if key != 'patch_embed.projection.bias'}
-    assert not convert(without).backbone['stem.projection.bias'].any()  # MMSegmentation 1.2's default
+    assert not convert(without).backbone['patch_embed.proj.bias'].any()  # MMSegmentation 1.2's default
     again = convert({f'backbone.{key}': value for key, value in peer.state_dict().items()})
     assert (again.source, again.backbone_cfg['final_norm']) == ('mmseg', final_norm)
     model = build_converted(again, out_indices=blocks)
