@@ -18,24 +18,27 @@ from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, ViTAE
 
 
 def block_number(name: str) -> int:
+    """Returns the ``frozen_stages`` that freezes a parameter: stages of MPViT, blocks of PlainViT and ViTAE."""
     part, *rest = name.split('.')
-    if part in ('stem', 'patch_embed', 'pos_embed', 'cls_token'):
-        return 0
-    return 4 if part == 'norm' else int(rest[0]) + 1
+    if part in ('blocks', 'stages'):
+        return int(rest[0]) + 1
+    return VIT_ARCH['num_layers'] if part == 'norm' else 0
 
 
 def stage_of_mvitv2(name: str) -> int:
-    part, number = name.split('.')[:2]
-    if part == 'blocks':
-        return 1 + (0, 1, 1, 2, 2, 3)[int(number)]
-    return 0 if part == 'patch_embed' else 1 + int(part[-1])
+    """Returns the ``frozen_stages`` that freezes a parameter."""
+    part, index = name.split('.')[:2]
+    if part == 'patch_embed':
+        return 0
+    return 1 + ((0, 1, 1, 2, 2, 3)[int(index)] if part == 'blocks' else int(part[-1]))
 
 
 def stage_of_scalablevit(name: str) -> int:
-    part, stage = name.split('.')[:2]
-    if name.startswith('patch_embeds.0.'):
+    """Returns the ``frozen_stages`` that freezes a parameter."""
+    part, index = name.split('.')[:2]
+    if part == 'patch_embeds' and index == '0':
         return 0
-    return 1 + int(stage if stage.isdigit() else part[-1])
+    return 1 + int(part[-1] if part.startswith('norm') else index)
 
 
 @dataclass

@@ -51,7 +51,7 @@ def test_fine_tune_trains_and_predicts(workspace, tmp_path):
         coco['categories'] = [dict(id=9, name='odd'), dict(id=5, name='even')]
         (tmp_path / 'own' / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
     check = """
-assert train.classes == ['odd', 'even'] and sum(train.boxes) > 8
+assert split.classes == ['odd', 'even'] and sum(boxes) > 8
 assert cfg.model.bbox_head.num_classes == 2 and runner.model.bbox_head.num_classes == 2
 assert runner.iter == len(losses) == 16 and Path(last).name == 'epoch_4.pth'
 assert losses[-1]['loss'] < 0.99 * losses[0]['loss'], (losses[0], losses[-1])

@@ -62,11 +62,11 @@ def mmseg_vit(**kwargs) -> nn.Module:
     return VisionTransformer(**kwargs)
 
 
-def plain(family: str, model: nn.Module) -> Callable[[], nn.Module]:
+def reference(family: str, model: nn.Module) -> Callable[[], nn.Module]:
     from importlib import import_module
 
-    kind = f'Plain{type(model).__name__}'
-    return lambda: getattr(import_module(f'references.{family}'), kind)(model)
+    name = f'Reference{type(model).__name__}'
+    return lambda: getattr(import_module(f'references.{family}'), name)(model)
 
 
 def vitdet_base() -> Case:
@@ -123,7 +123,7 @@ def mvitv2_tiny() -> Case:
         (8, 3, 224, 224),
         model,
         {
-            'plain': plain('mvitv2', model),
+            'reference': reference('mvitv2', model),
             'timm mvitv2_tiny': lambda: timm_model('mvitv2_tiny'),
             'mmpretrain MViT': mmpretrain_mvit,
         },
@@ -134,30 +134,30 @@ def mvitv2_tiny_dense() -> Case:
     """Detection form with four maps; MMPretrain's model has no windows."""
     scales = (0, 1, 2, 3)
     model = MODELS.build(dict(type='MViTv2', arch='tiny', out_indices=scales, window_attention=True))
-    peers = {'plain': plain('mvitv2', model), 'mmpretrain MViT': lambda: mmpretrain_mvit(out_scales=scales)}
+    peers = {'reference': reference('mvitv2', model), 'mmpretrain MViT': lambda: mmpretrain_mvit(out_scales=scales)}
     return (1, 3, 800, 1216), model, peers
 
 
 def mpvit_small() -> Case:
     """MPViT-S with the last map, as in a classifier."""
     model = MODELS.build(dict(type='MPViT', arch='small', out_indices=(3,)))
-    return (8, 3, 224, 224), model, {'plain': plain('mpvit', model)}
+    return (8, 3, 224, 224), model, {'reference': reference('mpvit', model)}
 
 
 def mpvit_small_dense() -> Case:
     model = MODELS.build(dict(type='MPViT', arch='small'))
-    return (1, 3, 800, 1216), model, {'plain': plain('mpvit', model)}
+    return (1, 3, 800, 1216), model, {'reference': reference('mpvit', model)}
 
 
 def scalablevit_small() -> Case:
     """ScalableViT-S with the last map, as in a classifier."""
     model = MODELS.build(dict(type='ScalableViT', arch='small', out_indices=(3,)))
-    return (8, 3, 224, 224), model, {'plain': plain('scalablevit', model)}
+    return (8, 3, 224, 224), model, {'reference': reference('scalablevit', model)}
 
 
 def scalablevit_small_dense() -> Case:
     model = MODELS.build(dict(type='ScalableViT', arch='small'))
-    return (1, 3, 800, 1216), model, {'plain': plain('scalablevit', model)}
+    return (1, 3, 800, 1216), model, {'reference': reference('scalablevit', model)}
 
 
 CASES = {
