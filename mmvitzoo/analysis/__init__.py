@@ -1,6 +1,6 @@
-"""What a model costs, and what its backbone sees.
+"""Cost of models, and pictures of their backbones.
 
-Costs are counted by :mod:`mmvitzoo.analysis.cost`, which needs PyTorch 2.3 and is not imported here.
+:mod:`mmvitzoo.analysis.cost`, which requires PyTorch >= 2.3, is not imported here.
 """
 
 from .attention import AttentionMap, attention_maps, draw_attention

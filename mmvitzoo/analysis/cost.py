@@ -1,59 +1,54 @@
-"""Counts what a config's model costs: parameters, operations and activations.
+"""Parameters, FLOPs and activations of a config's model.
 
-Only shapes are computed (but for the transformer of Deformable DETR), so that the largest models take
-seconds and little memory. A FLOP is one multiplication with its addition, as tables of vision models
-count. Two conventions:
+Models run on fake tensors, which have a shape but no data, so that the largest model takes seconds and little memory.
+A multiply-add counts as one FLOP, as in tables of vision models. There are two conventions:
 
-- all operations: every matrix product and convolution, those within attention included, five per
-  element of a LayerNorm or GroupNorm, two of a BatchNorm, four of a bilinear interpolation, one of
-  a nearest one or of an adaptive pooling. So count fvcore and MMEngine, which know no fused attention.
-- modules only: without products within attention, as MMDetection 2.x and MMSegmentation 0.x printed.
+- all operations: every matrix product and convolution, including the products in attention; 5 FLOPs per element of a
+  LayerNorm or GroupNorm, 2 of a BatchNorm, 4 of a bilinear and 1 of a nearest interpolation, and 1 per input element
+  of an adaptive pooling. fvcore and MMEngine count the same, but miss fused attention.
+- modules only: without the products in attention, as MMDetection 2.x and MMSegmentation 0.x counted.
 
-Detectors with regions of interest count 1000 boxes and 100 masks, as MMDetection 2.x did. Detectors with
-parts that this does not know are refused. Needs PyTorch 2.3.
+Two-stage detectors are counted with 1000 boxes and 100 masks, as in MMDetection 2.x. Requires PyTorch >= 2.3.
 """
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from math import prod
+from typing import Any, Callable, Optional, Sequence, Tuple
+from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode, fake_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from ..models.layers import attention
+from ..models.layers.cpu import rel_pos_attention_biased
 
 aten = torch.ops.aten
-# Operations for each element of the result.
-ELEMENTWISE = {
-    aten.native_layer_norm: 5,
-    aten.native_group_norm: 5,
-    aten.native_batch_norm: 2,
-    aten._native_batch_norm_legit_no_training: 2,
-    aten.upsample_bilinear2d: 4,
-    aten.upsample_nearest2d: 1,
-    aten.grid_sampler_2d: 4,
-}
-# Products of two activations; products with weights are matrix products without a batch.
-WITHIN_ATTENTION = (aten.bmm, aten.baddbmm)
-BOXES, MASKS = 1000, 100
-TWO_STAGES = {'rpn_head', 'roi_head'} | {
+# Products of two activations. A product with a weight has no batch dimension.
+ATTENTION_OPS = (aten.bmm, aten.baddbmm)
+NUM_BOXES, NUM_MASKS = 1000, 100
+TWO_STAGE_PARTS = {'rpn_head', 'roi_head'} | {
     f'roi_head.{name}' for name in ('bbox_roi_extractor', 'bbox_head', 'mask_roi_extractor', 'mask_head')
 }
 
 
 @dataclass
 class Cost:
-    """What a model costs for one image.
+    """Cost of a model for one image.
 
     Attributes:
-        shape: (H, W) of the image.
-        params: Parameters.
-        flops: Operations, all.
-        module_flops: Operations of modules only.
-        activations: Elements of the results of convolutions and matrix products.
+        shape: (H, W) of the image in pixels.
+        params: Number of parameters.
+        flops: FLOPs of all operations.
+        module_flops: FLOPs of modules only.
+        activations: Number of elements in the results of convolutions and matrix products.
     """
 
     shape: Tuple[int, int]
@@ -63,63 +58,123 @@ class Cost:
     activations: int
 
 
-class Counting(TorchDispatchMode):
-    """Counts the operations under it, by kind."""
+def per_output(factor: int) -> Callable[..., int]:
+    """Returns a formula for :class:`FlopCounterMode`: ``factor`` multiply-adds per element of the first result."""
 
-    def __init__(self):
-        super().__init__()
-        self.flops: Counter = Counter()
-        self.activations = 0
+    def formula(*args: Any, out_shape: Any, **kwargs: Any) -> int:
+        return 2 * factor * prod(out_shape if isinstance(out_shape, torch.Size) else out_shape[0])
+
+    return formula
+
+
+def pooling(shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Formula for :class:`FlopCounterMode`: one multiply-add per element of a map, none of other inputs."""
+    return 2 * prod(shape) if len(shape) == 4 else 0
+
+
+# Operators that FlopCounterMode does not count.
+FORMULAS = {
+    aten.native_layer_norm.default: per_output(5),
+    aten.native_group_norm.default: per_output(5),
+    aten.native_batch_norm.default: per_output(2),
+    aten.upsample_bilinear2d.default: per_output(4),
+    aten.upsample_nearest2d.default: per_output(1),
+    aten.grid_sampler_2d.default: per_output(4),
+    aten._adaptive_avg_pool2d.default: pooling,
+    aten.mean.dim: pooling,  # adaptive pooling to 1 x 1
+}
+# The mode looks a formula up by the packet, but decomposes operators that are not listed as overloads.
+FORMULAS.update({op.overloadpacket: formula for op, formula in FORMULAS.items()})
+
+
+class ActivationCounter(TorchDispatchMode):
+    """Counts the elements in the results of convolutions and matrix products."""
+
+    total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        kind = func.overloadpacket
-        if kind in flop_registry:
-            # PyTorch counts multiplications and additions apart.
-            self.flops[kind] += flop_registry[kind](*args, **kwargs, out_val=out) // 2
-            self.activations += out.numel()
-        elif kind in ELEMENTWISE:
-            result = out if isinstance(out, Tensor) else out[0]
-            self.flops[kind] += ELEMENTWISE[kind] * result.numel()
-        elif kind is aten._adaptive_avg_pool2d or (kind is aten.mean and args[0].dim() == 4):
-            self.flops[kind] += args[0].numel()
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += out.numel()
         return out
 
 
-def measure(config: Config, shape: Optional[Sequence[int]] = None) -> Cost:
-    """Counts the model of a config.
+def count(model: nn.Module, forward: Callable[[], Any]) -> Tuple[Counter, int]:
+    """Counts the FLOPs, by operator, and the activations of a forward pass.
 
     Args:
-        config: Of MMDetection, MMSegmentation or MMPretrain.
-        shape: (H, W) of the image; None is that of published tables, see :func:`default_shape`.
+        model: Model in eval mode.
+        forward: Function that runs the model.
+    """
+    with ExitStack() as stack:
+        # Attention is counted as two products, without the additional channels that flash kernels need.
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(patch.object(attention, 'pad_for_flash', lambda *qkv: qkv))
+        for module in model.modules():
+            if hasattr(module, 'rel_pos_attention'):
+                stack.enter_context(patch.object(module, 'rel_pos_attention', rel_pos_attention_biased))
+        # FlopCounterMode fails on views of parameters that require gradients.
+        for parameter in model.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        stack.enter_context(torch.no_grad())
+        activations = stack.enter_context(ActivationCounter())
+        flops = stack.enter_context(FlopCounterMode(display=False, custom_mapping=FORMULAS))
+        forward()
+    # torch counts a multiply-add as two.
+    return Counter({op: n // 2 for op, n in flops.get_flop_counts().get('Global', {}).items()}), activations.total
+
+
+def count_flops(model: nn.Module, x: Tensor) -> Counter:
+    """Counts the FLOPs of a forward pass without computing it.
+
+    Args:
+        model: Any module in eval mode, before :func:`.optimize_for_inference`. It is not changed.
+        x: Input of the model, of which only shape, type and device matter.
+
+    Returns:
+        FLOPs by operator, such as ``torch.ops.aten.convolution``.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = mode.from_tensor(x)
+        return count(model, lambda: model(x))[0]
+
+
+def measure(config: Config, shape: Optional[Sequence[int]] = None) -> Cost:
+    """Measures the cost of a config's model.
+
+    Args:
+        config: Config of MMDetection, MMSegmentation or MMPretrain.
+        shape: (H, W) of the image in pixels. None is the size of published tables, see :func:`default_shape`.
 
     Raises:
-        NotImplementedError: A detector with parts that would be left out.
+        NotImplementedError: A detector with parts that would not be counted.
     """
     init_default_scope(config.default_scope)
     shape = tuple(shape or default_shape(config))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.device('meta'):
+        with mode:
             model = MODELS.build(config.model)
-    except RuntimeError:  # of constructors that compute
-        model = MODELS.build(config.model).to('meta')
+    except RuntimeError:  # a constructor that reads values of tensors
+        model = MODELS.build(config.model)
     model.eval()
-    params = sum(parameter.numel() for parameter in model.parameters())
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # Attention by its products, not as one operation of which nothing is known.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Counting() as counting:
-            forward(model, torch.empty(1, 3, *shape, device='meta'))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    modules = sum(n for kind, n in counting.flops.items() if kind not in WITHIN_ATTENTION)
-    return Cost(shape, params, sum(counting.flops.values()), modules, counting.activations)
+    with mode:
+        x = torch.empty(1, 3, *shape)
+        flops, activations = count(model, lambda: forward(model, x))
+    return Cost(
+        shape,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        flops=sum(flops.values()),
+        module_flops=sum(n for op, n in flops.items() if op not in ATTENTION_OPS),
+        activations=activations,
+    )
 
 
 def default_shape(config: Config) -> Tuple[int, int]:
-    """(H, W) for which published tables count models of this kind: by the images that the config tests on."""
+    """Returns the (H, W) in pixels for which published tables count such a model, from the config's test pipeline."""
     if config.default_scope == 'mmseg':
         return 512, 2048
     transforms = config.get('test_pipeline') or config.test_dataloader.dataset.pipeline
@@ -132,7 +187,12 @@ def default_shape(config: Config) -> Tuple[int, int]:
 
 
 def forward(model: nn.Module, x: Tensor) -> None:
-    """All that has a cost, without the choice among predictions, which depends on the image."""
+    """Runs all parts of a model but the postprocessing, whose cost depends on the image.
+
+    Args:
+        model: Classifier, segmentor or detector.
+        x: Image, (1, 3, H, W).
+    """
     if hasattr(model, 'decode_head'):
         model(x)
         return
@@ -141,27 +201,33 @@ def forward(model: nn.Module, x: Tensor) -> None:
     features = model.extract_feat(x)
     if parts == {'head'}:
         model.head(features)
-    elif 'roi_head' in parts and parts <= TWO_STAGES:
+    elif 'roi_head' in parts and parts <= TWO_STAGE_PARTS:
         model.rpn_head(features)
-        for name, regions in (('bbox_head', BOXES), ('mask_head', MASKS)):
+        for name, num_rois in (('bbox_head', NUM_BOXES), ('mask_head', NUM_MASKS)):
             heads = getattr(model.roi_head, name, [])
             for head in heads if isinstance(heads, (nn.ModuleList, list)) else [heads]:
-                head(x.new_empty(regions, head.in_channels, *head.roi_feat_size))
+                head(x.new_empty(num_rois, head.in_channels, *head.roi_feat_size))
     elif parts == {'bbox_head'}:
         model.bbox_head(features)
     elif hasattr(model, 'forward_transformer'):
-        detr(model, features, x.shape[2:])
+        forward_detr(model, features, x.shape[2:])
     else:
-        unknown = ', '.join(sorted(parts - TWO_STAGES))
-        raise NotImplementedError(f'{type(model).__name__} has parts that are not known here: {unknown}')
+        unknown = ', '.join(sorted(parts - TWO_STAGE_PARTS))
+        raise NotImplementedError(f'{type(model).__name__} has parts that cannot be counted: {unknown}')
 
 
-def detr(model: nn.Module, features: Sequence[Tensor], shape: Sequence[int]) -> None:
-    """The part of Deformable DETR that reads sizes of maps from tensors, which must exist for it."""
+def forward_detr(model: nn.Module, features: Sequence[Tensor], shape: Sequence[int]) -> None:
+    """Runs the transformer and the head of a DETR.
+
+    Args:
+        model: Detector.
+        features: Maps of the neck, (1, C, H', W').
+        shape: (H, W) of the image in pixels.
+    """
     from mmdet.structures import DetDataSample
 
-    model.to_empty(device='cpu')
-    for value in model.state_dict().values():
-        value.zero_()
     sample = DetDataSample(metainfo=dict(img_shape=shape, batch_input_shape=shape))
-    model.bbox_head(**model.forward_transformer([torch.zeros(y.shape) for y in features], [sample]))
+    # Deformable DETR reads the sizes of its maps from tensors. Fake tensors keep the values of small constants.
+    constants = patch.object(fake_tensor, 'CONSTANT_NUMEL_LIMIT', 2 * len(features))
+    with constants, patch.object(torch, '_shape_as_tensor', lambda x: torch.tensor(x.shape)):
+        model.bbox_head(**model.forward_transformer(features, [sample]))

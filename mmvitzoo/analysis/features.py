@@ -1,7 +1,7 @@
-"""What the maps of a backbone tell apart: their first three principal components as red, green and blue.
+"""Feature maps of a backbone in colors: their first three principal components as red, green and blue.
 
-Tokens of one colour are alike to the backbone. The components, and so the colours, are those of one map:
-they do not compare with the colours of another.
+Tokens of similar features have similar colors. Each map has components of its own, so that colors of different maps
+cannot be compared.
 """
 
 from dataclasses import dataclass
@@ -12,92 +12,92 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .grid import Grid, backbone_of, output_grids, output_names
+from .grid import Grid, get_backbone, output_grids, output_names
 from .images import panels
 
-# Shares of the tokens, for each component, that may lie outside of the range of colours at either end.
-CUT_OFF = 0.02
+# Share of the tokens that each end of the color range clips, for each component.
+CLIPPED_SHARE = 0.02
 
 
 @dataclass
 class FeatureMap:
-    """A map of a backbone in colours.
+    """Feature map in colors.
 
     Attributes:
-        name: What it is of, such as ``'stage 0'``, or ``'block 5'`` of a plain backbone, as in ``out_indices``.
-        grid: Where its tokens lie on the image.
-        channels: Channels of the map.
-        explained: Share of the map's variance that the colours show, from 0 to 1.
+        name: Name of the map, such as ``'stage 0'``, or ``'block 5'`` of a plain backbone, as in ``out_indices``.
+        grid: Grid of the tokens on the image.
+        channels: Number of channels of the map.
+        explained_variance: Share of the map's variance in the three components, from 0 to 1.
         rgb: (H', W', 3), from 0 to 1.
     """
 
     name: str
     grid: Grid
     channels: int
-    explained: float
+    explained_variance: float
     rgb: np.ndarray
 
 
 def feature_maps(model: nn.Module, image: Tensor) -> List[FeatureMap]:
-    """The maps that a backbone makes of an image, in colours.
+    """Computes the feature maps of an image in colors.
 
     Args:
-        model: A backbone of this package, or a model that has one as ``backbone``, in eval mode.
-        image: (1, 3, H, W), normalised, on the model's device.
+        model: Backbone of this package, or a model with one as ``backbone``, in eval mode.
+        image: (1, 3, H, W), normalized, on the device of the model.
 
     Returns:
         One for each map that the backbone returns.
 
     Raises:
-        ValueError: The backbone is of another package, or does not take the image.
+        ValueError: The backbone is not from this package, or does not accept the image.
     """
-    backbone = backbone_of(model)
+    backbone = get_backbone(model)
     with torch.no_grad():
         outs = backbone(image)
     return [
-        FeatureMap(name, grid, out.shape[1], *colour(out[0]))
+        FeatureMap(name, grid, out.shape[1], *pca_colors(out[0]))
         for name, grid, out in zip(output_names(backbone), output_grids(backbone), outs)
     ]
 
 
-def colour(x: Tensor) -> Tuple[float, np.ndarray]:
-    """Principal components of the tokens of a map, as colours.
+def pca_colors(x: Tensor) -> Tuple[float, np.ndarray]:
+    """Projects the tokens of a map to their principal components, as colors.
 
     Args:
-        x: (C, H, W), C of at least 3.
+        x: (C, H, W) with C of at least 3.
 
     Returns:
-        The share of the variance that the three components have, and (H, W, 3) from 0 to 1: each component
-        from its 2nd to its 98th percentile, its sign such that its largest weight is positive.
+        The share of the variance in the three components, and (H, W, 3) from 0 to 1. Each component is scaled from
+        its 2nd to its 98th percentile; its sign makes its largest weight positive.
     """
     tokens = x.detach().cpu().double().flatten(1).T
     tokens = tokens - tokens.mean(0)
-    variances, components = torch.linalg.eigh(tokens.T @ tokens)  # in rising order
+    variances, components = torch.linalg.eigh(tokens.T @ tokens)  # in increasing order
     components = components[:, -3:].flip(1)
     largest = components.gather(0, components.abs().argmax(0, keepdim=True))
     tokens = tokens @ (components * largest.sign())
-    low, high = tokens.quantile(CUT_OFF, 0), tokens.quantile(1 - CUT_OFF, 0)
-    # A map of one colour has no range.
+    low, high = tokens.quantile(CLIPPED_SHARE, 0), tokens.quantile(1 - CLIPPED_SHARE, 0)
+    # The clamps serve maps without variance, such as those of one token.
     rgb = ((tokens - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-    explained = variances[-3:].sum() / variances.sum().clamp(min=1e-9)
-    return explained.item(), rgb.unflatten(0, x.shape[1:]).float().numpy()
+    explained_variance = variances[-3:].sum() / variances.sum().clamp(min=1e-9)
+    return explained_variance.item(), rgb.unflatten(0, x.shape[1:]).float().numpy()
 
 
 def draw_features(image: np.ndarray, maps: Sequence[FeatureMap]) -> Figure:
-    """Draws an image and the maps that a backbone makes of it.
+    """Draws an image and its feature maps.
 
     Args:
         image: (H, W, 3) in RGB, from 0 to 255.
-        maps: See :func:`feature_maps`.
+        maps: Result of :func:`feature_maps`.
 
     Returns:
-        A figure, 1200 pixels wide.
+        A figure 1200 pixels wide.
     """
     size = image.shape[:2]
     texts = [('image', f'{size[0]} x {size[1]} pixels')]
     for x in maps:
         tokens = f'{x.rgb.shape[0]} x {x.rgb.shape[1]} tokens, {x.channels} channels'
-        texts.append((f'{x.name}, stride {x.grid.stride}', f'{tokens}\n{x.explained:.0%} of the variance'))
+        texts.append((f'{x.name}, stride {x.grid.stride}', f'{tokens}\n{x.explained_variance:.0%} of the variance'))
     figure, axes = panels(texts, size, columns=min(len(texts), 5))
     axes[0].imshow(image)
     for axis, x in zip(axes[1:], maps):

@@ -1,4 +1,4 @@
-"""Where the tokens of a backbone's maps lie on the image."""
+"""Positions of a backbone's tokens on the image."""
 
 import copy
 from typing import List, NamedTuple, Sequence, Tuple
@@ -6,83 +6,77 @@ from typing import List, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..models.backbones import PlainViT
 from ..models.backbones.base import Backbone
+from ..models.layers.padding import ceil_div
 
 
 class Grid(NamedTuple):
-    """The tokens of a map, on the image.
+    """Tokens of a map as square cells on the image.
 
     Attributes:
-        stride: Pixels between the centres of neighbouring tokens.
-        origin: Pixels from the left border of the image to where the first token's cell begins, the square
-            of ``stride`` pixels around its centre; from the upper border as many.
+        stride: Side of a cell in pixels, and distance between the centers of neighboring tokens.
+        origin: Distance in pixels from the left border of the image to the first cell, and from the top border.
     """
 
     stride: int
     origin: float
 
     def size(self, image_size: Sequence[int]) -> Tuple[int, int]:
-        """Rows and columns of tokens for an image of (H, W) pixels."""
-        return -(-image_size[0] // self.stride), -(-image_size[1] // self.stride)
+        """Returns the rows and columns of tokens for an image of (H, W) pixels."""
+        return ceil_div(image_size[0], self.stride), ceil_div(image_size[1], self.stride)
 
-    def center(self, token: int) -> float:
-        """Pixels from the border of the image to the centre of a row, or column, of tokens."""
-        return self.origin + (token + 0.5) * self.stride
+    def center(self, index: int) -> float:
+        """Returns the distance in pixels from the border of the image to the center of a row or column of tokens."""
+        return self.origin + (index + 0.5) * self.stride
 
     def nearest(self, side: int) -> Tensor:
-        """(side,), the row, or column, of tokens that is nearest to each row, or column, of an image's pixels."""
-        tokens = (torch.arange(side) + 0.5 - self.origin).div(self.stride, rounding_mode='floor').long()
-        return tokens.clamp(0, -(-side // self.stride) - 1)
+        """Returns the index of the nearest row or column of tokens for each pixel of a side, (side,)."""
+        indices = (torch.arange(side) + 0.5 - self.origin).div(self.stride, rounding_mode='floor').long()
+        return indices.clamp(0, ceil_div(side, self.stride) - 1)
 
-    def extent(self, first: int, count: int, side: int) -> Tuple[int, int]:
-        """The first and the last pixel, plus 1, that are nearest to ``count`` rows, or columns, of tokens."""
-        tokens = self.nearest(side)
-        pixels = ((tokens >= first) & (tokens < first + count)).nonzero()
+    def pixels(self, first: int, count: int, side: int) -> Tuple[int, int]:
+        """Returns the range of pixels, the end excluded, that are nearest to ``count`` rows or columns of tokens."""
+        indices = self.nearest(side)
+        pixels = ((indices >= first) & (indices < first + count)).nonzero()
         return pixels[0].item(), pixels[-1].item() + 1
 
 
+def token_grid(backbone: Backbone, stride: int) -> Grid:
+    """Returns the grid of a backbone's tokens at a stride.
+
+    Convolutions with overlapping patches center token i on pixel ``i * stride``; other patches lie side by side.
+    """
+    return Grid(stride, 0.5 - stride / 2 if backbone.overlapping_patches else 0)
+
+
 def output_grids(backbone: Backbone) -> List[Grid]:
-    """The grid of each map that a backbone returns: a plain one, or a pyramid of strides 4, 8, 16 and 32."""
-    if isinstance(backbone, PlainViT):
-        return [plain_grid(backbone)] * len(backbone.out_indices)
-    return [pyramid_grid(4 * 2**stage) for stage in backbone.out_indices]
+    """Returns the grid of each map that a backbone returns."""
+    return [token_grid(backbone, backbone.strides[index]) for index in backbone.out_indices]
 
 
 def output_names(backbone: Backbone) -> List[str]:
-    """What each map that a backbone returns is of, numbered as in ``out_indices``."""
-    part = 'block' if isinstance(backbone, PlainViT) else 'stage'
-    return [f'{part} {index}' for index in backbone.out_indices]
+    """Returns the name of each map that a backbone returns, such as ``'stage 0'``."""
+    # The maps of plain backbones, which come from blocks, have one stride.
+    unit = 'block' if len(set(backbone.strides)) == 1 else 'stage'
+    return [f'{unit} {index}' for index in backbone.out_indices]
 
 
-def plain_grid(backbone: PlainViT) -> Grid:
-    """The grid of every map of a plain backbone: patches lie side by side."""
-    if hasattr(backbone.stem, 'projection'):
-        return Grid(backbone.stem.projection.stride[0], 0)
-    return pyramid_grid(16)  # of ViTAE-S's reduction cells, whose dilated convolutions add a pixel to the centres
-
-
-def pyramid_grid(stride: int) -> Grid:
-    """The grid of patches that overlap, where convolutions centre token i on pixel ``i * stride``."""
-    return Grid(stride, 0.5 - stride / 2)
-
-
-def backbone_of(model: nn.Module) -> Backbone:
-    """The backbone of a model, which returns maps also where the model has it return class tokens.
+def get_backbone(model: nn.Module) -> Backbone:
+    """Returns the backbone of a model in a form that returns maps, even if the model uses class tokens.
 
     Args:
-        model: A backbone of this package, or a model that has one as ``backbone``.
+        model: Backbone of this package, or a model with one as ``backbone``.
 
     Returns:
-        A backbone that shares its modules with the model's.
+        A shallow copy of the backbone, which shares its modules.
 
     Raises:
-        ValueError: The backbone is of another package.
+        ValueError: The backbone is not from this package.
     """
     backbone = getattr(model, 'backbone', model)
     if not isinstance(backbone, Backbone):
-        raise ValueError(f'only backbones of mmvitzoo can be seen into, got {type(backbone).__name__}')
+        raise ValueError(f'only backbones of mmvitzoo are supported, got {type(backbone).__name__}')
     backbone = copy.copy(backbone)
-    if isinstance(backbone, PlainViT):
+    if hasattr(backbone, 'out_type'):
         backbone.out_type = 'featmap'
     return backbone

@@ -1,4 +1,4 @@
-"""Images for a backbone, and figures of what it makes of them."""
+"""Input images of backbones, and figures."""
 
 from typing import Any, List, Mapping, Sequence, Tuple
 
@@ -9,16 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-WIDTH = 12  # of figures, in inches of 100 pixels
-TEXT = 0.75  # height of a line above a picture and two below it, in inches
+FIGURE_WIDTH = 12  # in inches of 100 pixels
+TEXT_HEIGHT = 0.75  # of one line above a panel and two lines below it, in inches
 
 
 def normalize(image: np.ndarray, data_preprocessor: Mapping[str, Any]) -> Tensor:
-    """What a model's data_preprocessor makes of an image, without padding.
+    """Normalizes an image as a model's ``data_preprocessor`` does, without padding.
 
     Args:
         image: (H, W, 3) in RGB, from 0 to 255.
-        data_preprocessor: The config of MMDetection's, MMSegmentation's or MMPretrain's.
+        data_preprocessor: Config of the ``data_preprocessor`` of MMDetection, MMSegmentation or MMPretrain.
 
     Returns:
         (1, 3, H, W).
@@ -30,19 +30,19 @@ def normalize(image: np.ndarray, data_preprocessor: Mapping[str, Any]) -> Tensor
 
 
 def panels(texts: Sequence[Tuple[str, str]], size: Sequence[int], columns: int) -> Tuple[Figure, List[Axes]]:
-    """An empty figure for pictures of one size, 1200 pixels wide, or 600 for a single picture.
+    """Creates a figure of empty panels, 1200 pixels wide, or 600 with a single column.
 
     Args:
-        texts: For each picture what stands above it and what stands below it.
-        size: (H, W) of the pictures.
-        columns: Pictures in a row.
+        texts: Title of each panel and the text below it.
+        size: (H, W) of the images in the panels.
+        columns: Number of panels in a row.
 
     Returns:
-        The figure and, for each picture, where it is drawn.
+        The figure and the axes of each panel.
     """
     rows = -(-len(texts) // columns)
-    width = WIDTH / max(columns, 2)
-    height = width * size[0] / size[1] + TEXT
+    width = FIGURE_WIDTH / max(columns, 2)
+    height = width * size[0] / size[1] + TEXT_HEIGHT
     figure = Figure((columns * width, rows * height), dpi=100, layout='constrained')
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[len(texts) :]:
@@ -55,14 +55,14 @@ def panels(texts: Sequence[Tuple[str, str]], size: Sequence[int], columns: int) 
     return figure, axes[: len(texts)]
 
 
-def outline(axis: Axes, box: Sequence[float], color: str) -> None:
-    """Draws a box over a picture.
+def draw_box(axis: Axes, box: Sequence[float], color: str) -> None:
+    """Draws a box over an image.
 
     Args:
-        axis: Where the picture is drawn.
-        box: Left, upper, right and lower border, in pixels from the left and upper border of the picture.
-        color: Of Matplotlib.
+        axis: Axes of the image.
+        box: Left, top, right and bottom border, in pixels from the left and top border of the image.
+        color: Color of Matplotlib.
     """
     left, top, right, bottom = box
-    corner = (left - 0.5, top - 0.5)  # pictures are drawn with the centre of their first pixel at 0
+    corner = (left - 0.5, top - 0.5)  # the center of an image's first pixel is at 0
     axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=color, linewidth=1))

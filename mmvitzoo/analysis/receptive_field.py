@@ -1,9 +1,8 @@
-"""How far a backbone's maps see: effective receptive fields.
+"""Effective receptive fields of a backbone's maps (Luo et al., NeurIPS 2016, https://arxiv.org/abs/1701.04128).
 
-Luo et al., NeurIPS 2016, https://arxiv.org/abs/1701.04128: what the token at the centre of a map depends on
-is the gradient of its channels' sum with respect to the image, its absolute value added over colours and
-averaged over images. Here the channels have random signs: after a LayerNorm their plain sum is a
-constant as long as its weights are alike, as they are in a new model.
+The receptive field of the token at the center of a map is the gradient of the sum of its channels with respect to the
+image. Absolute values are summed over colors and averaged over images. Here the channels have random signs: after a
+LayerNorm whose weights are equal, as in a new model, their plain sum is constant.
 """
 
 from dataclasses import dataclass
@@ -14,22 +13,22 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .grid import backbone_of, output_grids, output_names
-from .images import outline, panels
+from .grid import get_backbone, output_grids, output_names
+from .images import draw_box, panels
 
-# Shares of a field that squares are drawn for, and how.
+# Color of the square that holds each share of a field.
 SQUARES = {0.5: 'cyan', 0.95: 'white'}
-FAINTEST = 1e-4  # of the largest gradient, what is drawn in black
+MIN_GRADIENT = 1e-4  # drawn in black, relative to the largest gradient
 
 
 @dataclass
 class ReceptiveField:
-    """What the token at the centre of a map depends on.
+    """Receptive field of the token at the center of a map.
 
     Attributes:
-        name: What the map is of, such as ``'stage 0'``, or ``'block 5'`` of a plain backbone, as in ``out_indices``.
-        stride: Pixels between neighbouring tokens.
-        center: Centre of the token, (x, y) in pixels from the left and upper border of the image.
+        name: Name of the map, such as ``'stage 0'``, or ``'block 5'`` of a plain backbone, as in ``out_indices``.
+        stride: Distance between neighboring tokens in pixels.
+        center: Center of the token, (x, y) in pixels from the left and top border of the image.
         field: (H, W), the share of each pixel; the sum is 1.
     """
 
@@ -39,31 +38,31 @@ class ReceptiveField:
     field: Tensor
 
     def side(self, share: float) -> int:
-        """Side in pixels of the smallest square around the centre that holds this share of the field.
+        """Returns the side in pixels of the smallest square around the center that holds this share of the field.
 
-        What of the square is outside of the image counts as part of its side.
+        The side includes parts of the square that are outside the image.
         """
-        distances = [(torch.arange(n) + 0.5 - at).abs() for n, at in zip(self.field.shape, self.center[::-1])]
-        # A square reaches a pixel with the larger of its two distances.
-        distance, order = torch.maximum(distances[0][:, None], distances[1]).flatten().sort(stable=True)
-        held = self.field.flatten()[order].double().cumsum(0)
-        return round(2 * distance[(held < share * held[-1]).sum()].item() + 1)
+        y, x = ((torch.arange(n) + 0.5 - c).abs() for n, c in zip(self.field.shape, self.center[::-1]))
+        # A square reaches a pixel if half its side is the larger of the two distances.
+        distance, order = torch.maximum(y[:, None], x).flatten().sort(stable=True)
+        cumulative = self.field.flatten()[order].double().cumsum(0)
+        return round(2 * distance[(cumulative < share * cumulative[-1]).sum()].item() + 1)
 
 
 def receptive_fields(model: nn.Module, images: Tensor) -> List[ReceptiveField]:
-    """Effective receptive fields of a backbone's maps.
+    """Computes the effective receptive fields of a backbone's maps.
 
     Args:
-        model: A backbone of this package, or a model that has one as ``backbone``, in eval mode.
-        images: (N, 3, H, W), normalised, on the model's device.
+        model: Backbone of this package, or a model with one as ``backbone``, in eval mode.
+        images: (N, 3, H, W), normalized, on the device of the model.
 
     Returns:
         One for each map that the backbone returns.
 
     Raises:
-        ValueError: The backbone is of another package, or does not take the images.
+        ValueError: The backbone is not from this package, or does not accept the images.
     """
-    backbone = backbone_of(model)
+    backbone = get_backbone(model)
     grids = output_grids(backbone)
     generator = torch.Generator().manual_seed(0)
     fields = [torch.zeros(images.shape[2:]) for _ in grids]
@@ -84,24 +83,25 @@ def receptive_fields(model: nn.Module, images: Tensor) -> List[ReceptiveField]:
 
 
 def draw_receptive_fields(fields: Sequence[ReceptiveField]) -> Figure:
-    """Draws the receptive fields of a backbone's maps, with the squares that hold half and 95% of each.
+    """Draws receptive fields, with the squares that hold 50% and 95% of each.
 
     Args:
-        fields: See :func:`receptive_fields`.
+        fields: Result of :func:`receptive_fields`.
 
     Returns:
-        A figure, 1200 pixels wide, or 600 for a single map.
+        A figure 1200 pixels wide, or 600 for a single map.
     """
     texts = [
         (f'{x.name}, stride {x.stride}', '\n'.join(f'{share:.0%} within {x.side(share)} pixels' for share in SQUARES))
         for x in fields
     ]
     figure, axes = panels(texts, fields[0].field.shape, columns=min(len(texts), 4))
+    norm = LogNorm(MIN_GRADIENT, 1)
     for axis, x in zip(axes, fields):
-        picture = axis.imshow((x.field / x.field.max()).clamp(min=FAINTEST), cmap='inferno', norm=LogNorm(FAINTEST, 1))
+        picture = axis.imshow((x.field / x.field.max()).clamp(min=MIN_GRADIENT), cmap='inferno', norm=norm)
         for share, color in SQUARES.items():
-            half = x.side(share) / 2
-            left, top = (at - half for at in x.center)
-            outline(axis, (left, top, left + 2 * half, top + 2 * half), color)
-    figure.colorbar(picture, ax=axes, label='gradient, of the largest', fraction=0.03)
+            side = x.side(share)
+            left, top = (c - side / 2 for c in x.center)
+            draw_box(axis, (left, top, left + side, top + side), color)
+    figure.colorbar(picture, ax=axes, label='gradient, relative to the largest', fraction=0.03)
     return figure

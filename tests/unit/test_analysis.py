@@ -1,4 +1,4 @@
-"""Looking into backbones: features, attention, receptive fields, and the commands that draw them."""
+"""Pictures of backbones: attention weights, features, receptive fields, and the commands that draw them."""
 
 import re
 import runpy
@@ -11,31 +11,32 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from forms import FORMS, slim
 from sklearn.decomposition import PCA
 from torch import nn
 
 from mmvitzoo.analysis import attention_maps, draw_attention, feature_maps, normalize, receptive_fields
-from mmvitzoo.analysis.attention import attention_layers
 from mmvitzoo.analysis.command import read_resized
-from mmvitzoo.analysis.features import colour
+from mmvitzoo.analysis.features import pca_colors
 from mmvitzoo.analysis.receptive_field import ReceptiveField
 from mmvitzoo.models import MPViT, PlainViT
 from mmvitzoo.models.backbones.base import Backbone
 from mmvitzoo.models.backbones.mpvit import FactorizedAttention
 from mmvitzoo.models.backbones.mvitv2 import PoolingAttention
 from mmvitzoo.models.backbones.scalablevit import ScalableAttention, WindowAttention
+from mmvitzoo.models.layers import pad_to_multiple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'docs' / 'seeing_inside.md').read_text()
 COMMANDS = [x for x in re.sub(r'\\\n', '', PAGE).splitlines() if x.startswith('python tools/visualization/')]
-SIZE = (72, 104)  # no side of a map is a multiple of a window
+SIZE = (72, 104)  # windows divide no side of a map
 PHOTO = 'data/mini/val/000001.jpg'
 PLAIN = 'configs/vitdet/mask-rcnn_plainvit-mini_mini-coco.py'
 every_form = pytest.mark.parametrize('form', FORMS)
 
 
-def photo(size=SIZE):
+def random_image(size=SIZE):
     return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -44,75 +45,73 @@ def photo(size=SIZE):
 
 @every_form
 @pytest.mark.parametrize('point', [(0, 0), (51, 40), (103, 71)])
-def test_weights_make_of_values_what_the_block_computes(form, point):
+def test_weights_reproduce_the_output_of_attention(form, point):
     model = slim(form).eval()
-    layers = list(attention_layers(model))
-    seen = {}
+    layers = model.attention_layers()
+    inputs = {}
     for layer in layers:
         for module in (layer.attn, layer.attn.proj):
-            module.register_forward_pre_hook(lambda module, args: seen.update({module: args}))
-    maps = attention_maps(model, photo(), point, range(layers[-1].block + 1))
+            module.register_forward_pre_hook(lambda module, args: inputs.update({module: args}))
+    maps = attention_maps(model, random_image(), point, range(layers[-1].block + 1))
     assert len(maps) == len(layers)
     with torch.no_grad():
-        model(photo())
-        for layer, found in zip(layers, maps):
-            (result,) = seen[layer.attn.proj]
+        model(random_image())
+        for layer, x in zip(layers, maps):
+            (result,) = inputs[layer.attn.proj]
             if form == 'vit':
                 result = result[:, 1:].unflatten(1, (5, 7))
-            values, elsewhere, added = values_of(layer.attn, *seen[layer.attn])
-            heads = len(found.weights)
-            mixed = torch.einsum('nhw,hwnc->nc', found.weights, values.unflatten(-1, (heads, -1)))
-            mixed = (mixed + found.off_map[:, None] * elsewhere.view(heads, -1)).flatten()
-            assert torch.allclose(mixed, result[(0, *found.query)] - added[found.query], atol=1e-5)
+            values, outside_value, addition = values_of(layer.attn, *inputs[layer.attn])
+            num_heads = len(x.weights)
+            mixed = torch.einsum('nhw,hwnc->nc', x.weights, values.unflatten(-1, (num_heads, -1)))
+            mixed = (mixed + x.outside_weight[:, None] * outside_value.view(num_heads, -1)).flatten()
+            assert torch.allclose(mixed, result[(0, *x.query)] - addition[x.query], atol=1e-5)
             if isinstance(layer.attn, FactorizedAttention):
                 continue
-            assert found.weights.min() >= 0
-            assert torch.allclose(found.weights.sum((1, 2)) + found.off_map, torch.ones(heads))
-            side = layer.window // layer.queries.stride
-            over_border = side and any((i // side + 1) * side > n for i, n in zip(found.query, result.shape[1:3]))
-            outside = form == 'vit' or (over_border and not isinstance(layer.attn, WindowAttention))
-            assert (found.off_map > 0).tolist() == [outside] * heads
+            assert x.weights.min() >= 0
+            assert torch.allclose(x.weights.sum((1, 2)) + x.outside_weight, torch.ones(num_heads))
+            side = layer.window_size // layer.q_stride
+            is_padded = side and any((i // side + 1) * side > n for i, n in zip(x.query, result.shape[1:3]))
+            has_outside = form == 'vit' or (is_padded and not isinstance(layer.attn, WindowAttention))
+            assert (x.outside_weight > 0).tolist() == [has_outside] * num_heads
 
 
 def values_of(attn, x, crpe=None):
-    """The map of values (H, W, C), the value off the map (C), and what is added to attention (H, W, C)."""
-    nothing = torch.zeros(())
+    """Values (H, W, C), the value outside the map (C,), and the addition to the output of attention (H, W, C)."""
+    zeros = torch.zeros(attn.proj.in_features)
     if isinstance(attn, PoolingAttention):
-        q, _, v = attn.qkv(x).chunk(3, -1)
-        return attn.pooled(v, 'v')[0], torch.zeros(v.shape[-1]), attn.pooled(q, 'q')[0]
+        q, _, v = (rearrange(y, 'heads h w c -> h w (heads c)') for y in attn.pooled_qkv(x))
+        return v, zeros, q
     if isinstance(attn, ScalableAttention):
         if attn.spatial_ratio == 1:
-            return attn.kv(x).chunk(2, -1)[1][0], torch.zeros(x.shape[-1]), nothing.expand(*x.shape[1:])
-        ratio = attn.spatial_ratio
-        y = F.pad(x, (0, 0, 0, -x.shape[2] % ratio, 0, -x.shape[1] % ratio)).permute(0, 3, 1, 2)
+            return attn.kv(x).chunk(2, -1)[1][0], zeros, zeros.expand(*x.shape[1:])
+        y = pad_to_multiple(x, attn.spatial_ratio).permute(0, 3, 1, 2)
         y = F.gelu(attn.norm(attn.reduction(y).permute(0, 2, 3, 1)))
-        return attn.v(y)[0], torch.zeros(x.shape[-1]), nothing.expand(*x.shape[1:])
+        return attn.v(y)[0], zeros, zeros.expand(*x.shape[1:])
     q, _, v = attn.qkv(x).chunk(3, -1)
     if isinstance(attn, FactorizedAttention):
-        return v[0], torch.zeros(v.shape[-1]), (q * crpe(v))[0]
+        return v[0], zeros, (q * crpe(v))[0]
     if isinstance(attn, WindowAttention):
-        return v[0], torch.zeros(v.shape[-1]), attn.interact(v)[0]
+        return v[0], zeros, attn.local_interaction(v)[0]
     if x.dim() == 3:  # the class token comes first
-        return v[0, 1:].unflatten(0, (5, 7)), v[0, 0], nothing.expand(5, 7, v.shape[-1])
-    return v[0], attn.qkv.bias.chunk(3)[2], nothing.expand_as(v[0])
+        return v[0, 1:].unflatten(0, (5, 7)), v[0, 0], zeros.expand(5, 7, -1)
+    return v[0], attn.qkv.bias.chunk(3)[2], zeros.expand_as(v[0])
 
 
-@pytest.mark.parametrize('form', ['vitdet_conv', 'scalablevit'])
-def test_window_is_where_weights_are(form):
-    found, *_ = attention_maps(slim(form).eval(), photo((128, 160)), (70, 75), [0])
-    rows, cols = (found.key_grid.nearest(side) for side in (128, 160))
-    ys, xs = (found.weights.mean(0)[rows][:, cols] > 0).nonzero().T
-    assert found.window == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-    assert found.window == dict(vitdet_conv=(48, 48, 96, 96), scalablevit=(54, 54, 82, 82))[form]
+@pytest.mark.parametrize('form, window', [('vitdet_conv', (48, 48, 96, 96)), ('scalablevit', (54, 54, 82, 82))])
+def test_weights_are_zero_outside_the_window(form, window):
+    x, *_ = attention_maps(slim(form).eval(), random_image((128, 160)), (70, 75), [0])
+    rows, cols = (x.key_grid.nearest(side) for side in (128, 160))
+    ys, xs = (x.weights.mean(0)[rows][:, cols] > 0).nonzero().T
+    assert x.window == window == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 
 def test_query_is_the_token_nearest_to_the_point():
-    """Patches of a plain backbone lie side by side, those of a pyramid are centred on multiples of the stride."""
+    """Patches of plain backbones lie side by side; those of pyramids are centered on multiples of the stride."""
     plain, pyramid = slim('vitdet').eval(), slim('mpvit').eval()
     for x, token, block in ((15, 0, 3), (16, 1, 3), (31, 1, 3), (32, 2, 3)):
-        assert attention_maps(plain, photo(), (x, 71), [block])[0].query == (4, token)
+        assert attention_maps(plain, random_image(), (x, 71), [block])[0].query == (4, token)
     for x, token in ((15, 0), (16, 1), (47, 1), (48, 2), (103, 3)):
-        assert attention_maps(pyramid, photo(), (x, 71), [4])[0].query == (2, token)
+        assert attention_maps(pyramid, random_image(), (x, 71), [4])[0].query == (2, token)
 
 
 @pytest.mark.parametrize(
@@ -128,103 +127,103 @@ def test_query_is_the_token_nearest_to_the_point():
         ),
     ],
 )
-def test_blocks_of_every_stage_and_kind_are_chosen(form, blocks):
-    maps = attention_maps(slim(form).eval(), photo(), (9, 9))
-    assert ', '.join(f'{found.block} {found.kind}' for found in maps) == blocks
+def test_default_blocks_cover_stages_and_attention_types(form, blocks):
+    maps = attention_maps(slim(form).eval(), random_image(), (9, 9))
+    assert ', '.join(f'{x.block} {x.attn_type}' for x in maps) == blocks
 
 
-def test_figure_tells_head_and_numbers():
+def test_figure_labels_show_the_weights_of_the_head():
     model = slim('vitdet').eval()
     image = np.zeros((*SIZE, 3), np.uint8)
-    maps = attention_maps(model, photo(), (100, 70), [0])
+    maps = attention_maps(model, random_image(), (100, 70), [0])
     for head in (None, 2):
-        weights, off_map = (x.mean(0) if head is None else x[head] for x in (maps[0].weights, maps[0].off_map))
+        weights, outside = (x.mean(0) if head is None else x[head] for x in (maps[0].weights, maps[0].outside_weight))
         _, axis = draw_attention(image, maps, (100, 70), head).axes
         assert axis.get_title() == 'block 0: window, stride 16'
-        assert axis.get_xlabel() == f'keys of stride 16\nup to {weights.max():.2g}, {off_map:.1%} off the map'
+        assert axis.get_xlabel() == f'keys of stride 16\nup to {weights.max():.2g}, {outside:.1%} outside the map'
     with pytest.raises(ValueError, match='the heads of block 0 are from 0 to 2, got 3'):
         draw_attention(image, maps, (100, 70), 3)
 
 
-def test_family_whose_attention_is_not_known():
+def test_backbone_without_attention_layers_is_refused():
     class Other(Backbone):
         arch_zoo = {'tiny': {}}
 
-    with pytest.raises(ValueError, match='^the attention of Other is not known$'):
-        attention_maps(Other('tiny', 4, (3,), 0.0, -1), photo(), (0, 0))
+    with pytest.raises(ValueError, match='^attention of Other cannot be analyzed$'):
+        attention_maps(Other('tiny', 4, (3,), 0.0, -1), random_image(), (0, 0))
 
 
-def test_coarse_keys_lie_where_their_tokens_do():
-    for found in attention_maps(slim('scalablevit').eval(), photo(), (9, 9), [1, 3, 5]):
-        ratio = found.key_grid.stride // found.query_grid.stride
-        assert ratio > 1 and torch.equal(found.key_grid.nearest(104), found.query_grid.nearest(104) // ratio)
+def test_reduced_keys_cover_their_patches_of_queries():
+    for x in attention_maps(slim('scalablevit').eval(), random_image(), (9, 9), [1, 3, 5]):
+        ratio = x.key_grid.stride // x.query_grid.stride
+        assert ratio > 1 and torch.equal(x.key_grid.nearest(104), x.query_grid.nearest(104) // ratio)
 
 
 # --- features
 
 
-def test_colours_are_principal_components():
+def test_colors_are_principal_components():
     x = torch.randn(20, 9, 13, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 21)[:, None, None]
-    explained, rgb = colour(x)
+    explained_variance, rgb = pca_colors(x)
     tokens = x.flatten(1).T.numpy()
     pca = PCA(3, svd_solver='full').fit(tokens)
     projected = pca.transform(tokens)
     low, high = np.quantile(projected, (0.02, 0.98), axis=0)
-    assert explained == pytest.approx(pca.explained_variance_ratio_.sum(), rel=1e-4)
+    assert explained_variance == pytest.approx(pca.explained_variance_ratio_.sum(), rel=1e-4)
     assert np.allclose(rgb.reshape(-1, 3), ((projected - low) / (high - low)).clip(0, 1), atol=1e-3)
 
 
 @every_form
-def test_features_of_every_form(form):
-    maps = feature_maps(nn.ModuleDict(dict(backbone=slim(form).eval())), photo())
+def test_feature_maps_of_all_families(form):
+    maps = feature_maps(nn.ModuleDict(dict(backbone=slim(form).eval())), random_image())
     assert tuple(x.grid.stride for x in maps) == FORMS[form].strides
     assert tuple(x.channels for x in maps) == FORMS[form].channels
     for x in maps:
         assert x.rgb.shape == (*x.grid.size(SIZE), 3) and x.rgb.min() == 0 and x.rgb.max() == 1
-        assert 0.1 < x.explained <= 1.001
+        assert 0.1 < x.explained_variance <= 1.001
 
 
-def test_map_of_one_token_has_a_colour():
-    last = feature_maps(slim('mpvit').eval(), photo((32, 32)))[-1]
-    assert last.rgb.shape == (1, 1, 3) and np.isfinite(last.rgb).all() and last.explained == 0
+def test_map_of_one_token_has_finite_colors():
+    last = feature_maps(slim('mpvit').eval(), random_image((32, 32)))[-1]
+    assert last.rgb.shape == (1, 1, 3) and np.isfinite(last.rgb).all() and last.explained_variance == 0
 
 
-def test_classifier_of_class_tokens_has_maps():
+def test_class_token_classifier_has_maps():
     model = PlainViT('tiny', img_size=64, out_type='cls_token').eval()
-    assert feature_maps(model, photo())[0].rgb.shape == (5, 7, 3)
-    assert receptive_fields(model, photo())[0].field.shape == SIZE
-    assert model(photo())[0].shape == (1, 192)
+    assert feature_maps(model, random_image())[0].rgb.shape == (5, 7, 3)
+    assert receptive_fields(model, random_image())[0].field.shape == SIZE
+    assert model(random_image())[0].shape == (1, 192)
 
 
 # --- receptive fields
 
 
-def test_field_is_the_window_where_nothing_crosses_windows():
+def test_receptive_field_of_window_attention_is_the_window():
     torch.manual_seed(0)
     arch = dict(embed_dims=48, num_layers=3, num_heads=3, mlp_ratio=2)
     model = PlainViT(arch, img_size=144, with_cls_token=False, window_size=3, with_cp=True).eval()
     model.init_weights()
-    (found,) = receptive_fields(model, torch.cat([photo((144, 144))] * 2))
-    window = found.field[48:96, 48:96]
-    assert found.center == (72, 72) and window.min() > 0 and window.sum() == pytest.approx(1)
-    assert found.side(1) == 48 and found.side(0.5) < 48
-    # Its final norm does not hide what the token depends on most: its own patch.
-    assert found.field[64:80, 64:80].mean() > 2 * window.mean()
+    (x,) = receptive_fields(model, torch.cat([random_image((144, 144))] * 2))
+    window = x.field[48:96, 48:96]
+    assert x.center == (72, 72) and window.min() > 0 and window.sum() == pytest.approx(1)
+    assert x.side(1) == 48 and x.side(0.5) < 48
+    # The final norm does not hide that the token depends most on its own patch.
+    assert x.field[64:80, 64:80].mean() > 2 * window.mean()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize('form', ['mpvit', 'mvitv2', 'scalablevit', 'vitae_s'])
-def test_fields_lie_around_the_centres_of_their_tokens(form):
-    """Of new models, which hardly prefer a direction."""
-    for found in receptive_fields(slim(form).eval(), photo((224, 224)))[:2]:
-        near = found.field > found.field.max() / 20
+def test_receptive_fields_are_centered_on_their_tokens(form):
+    """New models hardly prefer a direction."""
+    for field in receptive_fields(slim(form).eval(), random_image((224, 224)))[:2]:
+        near = field.field > field.field.max() / 20
         y, x = near.nonzero().double().mean(0).tolist()
-        assert found.center == pytest.approx((x + 0.5, y + 0.5), abs=found.stride / 4)
+        assert field.center == pytest.approx((x + 0.5, y + 0.5), abs=field.stride / 4)
 
 
-def test_side_of_a_known_field():
+def test_side_of_a_uniform_field():
     field = torch.full((20, 20), 1 / 400)
-    assert ReceptiveField('', 2, (10, 10), field).side(0.5) == 16  # 14 * 14 are less than half of 400
+    assert ReceptiveField('', 2, (10, 10), field).side(0.5) == 16  # 14 * 14 is less than half of 400
     assert ReceptiveField('', 2, (10.5, 10.5), field).side(0.5) == 15
     assert ReceptiveField('', 2, (10, 10), field).side(0.95) == 20
     assert ReceptiveField('', 2, (0, 0), field).side(1) == 40
@@ -236,7 +235,7 @@ def test_side_of_a_known_field():
 @pytest.mark.parametrize(
     'key, channels', [('bgr_to_rgb', (0, 1, 2)), ('to_rgb', (0, 1, 2)), (None, (2, 1, 0))], ids=str
 )
-def test_image_is_normalised_as_the_toolboxes_do(workspace, key, channels):
+def test_normalize_follows_the_data_preprocessor(workspace, key, channels):
     image = read_resized(workspace / PHOTO, (40, 56))
     assert image.shape == (40, 56, 3) and image[..., 0].mean() > image[..., 2].mean()  # an orange suit
     x = normalize(image, dict(mean=[1, 2, 3], std=[4, 5, 6], **({key: True} if key else {})))
@@ -246,7 +245,7 @@ def test_image_is_normalised_as_the_toolboxes_do(workspace, key, channels):
 
 @pytest.fixture
 def command(workspace, monkeypatch):
-    """Runs a command line of Python in this process, in the workspace."""
+    """Returns a function that runs a Python command line in this process, in the workspace."""
 
     def command(line):
         monkeypatch.chdir(workspace)
@@ -267,16 +266,15 @@ def command(workspace, monkeypatch):
         for line in COMMANDS
     ],
 )
-def test_commands_of_the_page(command, workspace, capsys, line):
-    """With random weights, for the trainings take minutes."""
+def test_commands_of_the_page_write_pictures(command, workspace, capsys, line):
+    """The weights are random, since the trainings take minutes."""
     for folder in re.findall(r'--checkpoint work_dirs/([^/]+)/', line):
-        assert f'/{folder}.py ' in line  # a training's folder has the config's name
-    line = re.sub(r'--checkpoint \S+ ', '', line)
-    command(line.replace('docs/_static/', 'out/pictures/'))
+        assert f'/{folder}.py ' in line  # the folder of a training has the name of the config
+    line = re.sub(r'--checkpoint \S+ ', '', line).replace('docs/_static/', 'out/pictures/')
+    command(line)
     assert 'no checkpoint: the weights are random\nwritten  out/pictures/' in capsys.readouterr().out
-    picture = plt.imread(workspace / re.search(r'out/\S+', line.replace('docs/_static/', 'out/pictures/'))[0])
+    picture = plt.imread(workspace / re.search(r'out/\S+', line)[0])
     assert picture.shape[1] == 1200 and picture[..., :3].std() > 0.05
-    assert not list((workspace / 'out' / 'pictures').glob('.*'))
 
 
 def test_page_has_a_command_for_each_picture():
@@ -284,7 +282,7 @@ def test_page_has_a_command_for_each_picture():
     assert len(pictures) == 6 and pictures == {re.search(r'docs/_static/(\S+)', line)[1] for line in COMMANDS}
 
 
-def test_checkpoint_and_images_are_read(command, workspace, capsys):
+def test_command_reads_checkpoint_and_images(command, workspace, capsys):
     torch.manual_seed(0)
     model = MPViT('tiny').eval()
     arguments = 'configs/mpvit/mpvit-tiny_8xb128_in1k.py --size 64 96 --out out/field.svg'
@@ -301,20 +299,20 @@ def test_checkpoint_and_images_are_read(command, workspace, capsys):
     [
         (f'{PLAIN} nowhere.jpg --point 1 1 --out a.png', 'nowhere.jpg: no such image'),
         (f'{PLAIN} empty.jpg --point 1 1 --out a.png', 'empty.jpg: cannot be read as an image'),
-        (f'{PLAIN} {PHOTO} --point 1 -1 --out a.png', 'the point is within 0 to 191 and 0 to 159, got 1 and -1'),
+        (f'{PLAIN} {PHOTO} --point 1 -1 --out a.png', 'point is (x, y) from (0, 0) to (191, 159), got (1, -1)'),
         (f'{PLAIN} {PHOTO} --point 1 1 --out a.png --blocks 5 6', 'blocks are from 0 to 5, got 5, 6'),
         (f'{PLAIN} {PHOTO} --point 1 1 --out a.png --head 4', 'the heads of block 0 are from 0 to 3, got 4'),
-        (f'{PLAIN} {PHOTO} --point 1 1 --out a.txt', '--out: pictures end in .png, .jpg'),
+        (f'{PLAIN} {PHOTO} --point 1 1 --out a.txt', '--out: file names end in .png, .jpg'),
         (f'{PLAIN} {PHOTO} --point 1 1 --out empty.jpg/a.png', "File exists: 'empty.jpg'"),
         (
             f'{PLAIN} {PHOTO} --point 1 1 --out a.png --size 31 64',
             'images have at least 32 pixels a side, got [31, 64]',
         ),
         ('nowhere.py x.jpg --point 1 1 --out a.png', 'nowhere.py: no such config'),
-        (f'resnet.py {PHOTO} --point 1 1 --out a.png', 'only backbones of mmvitzoo can be seen into, got ResNet'),
+        (f'resnet.py {PHOTO} --point 1 1 --out a.png', 'only backbones of mmvitzoo are supported, got ResNet'),
     ],
 )
-def test_errors_are_one_line(command, workspace, capsys, arguments, message):
+def test_wrong_arguments_give_one_line(command, workspace, capsys, arguments, message):
     (workspace / 'empty.jpg').touch()
     (workspace / 'resnet.py').write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
     with pytest.raises(SystemExit) as done:

@@ -1,6 +1,6 @@
-"""Counts parameters, operations and activations of a config's model: get_flops.py CONFIG [--shape H W].
+"""Counts parameters, FLOPs and activations of a config's model: get_flops.py CONFIG [--shape H W] [--json].
 
-How is said in mmvitzoo/analysis/cost.py.
+The module mmvitzoo.analysis.cost describes the conventions.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from mmvitzoo.engine import read_config
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config')
+    parser.add_argument('config', help='path of a config, or a name of mmvitzoo.list_models()')
     parser.add_argument(
-        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='of the image; default: that of published tables'
+        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size in pixels (default: as in published tables)'
     )
-    parser.add_argument('--json', action='store_true', help='print the numbers as JSON')
+    parser.add_argument('--json', action='store_true', help='print the result as JSON')
     args = parser.parse_args()
     if args.shape and min(args.shape) < 32:
         parser.error(f'--shape: images have at least 32 pixels a side, got {args.shape}')

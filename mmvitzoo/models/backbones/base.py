@@ -23,6 +23,8 @@ class AttentionLayer(NamedTuple):
         k_stride: Stride of the keys in pixels.
         window_size: Side of the windows in pixels, 0 for global attention.
         num_prefix_tokens: Number of tokens before those of the map.
+        overlapping_keys: Keys of a larger stride than the queries come from overlapping patches, not from patches of
+            queries side by side.
     """
 
     block: int
@@ -33,6 +35,7 @@ class AttentionLayer(NamedTuple):
     k_stride: int
     window_size: int = 0
     num_prefix_tokens: int = 0
+    overlapping_keys: bool = True
 
 
 class Backbone(BaseModule):
@@ -57,6 +60,8 @@ class Backbone(BaseModule):
         arch_zoo: Published variants by name.
         out_channels: Channels of every map that the family can return.
         strides: Strides of these maps in pixels.
+        overlapping_patches: True for convolutions that center token i on pixel ``i * stride``, False for patches side
+            by side.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -66,6 +71,7 @@ class Backbone(BaseModule):
     arch_zoo: Dict[str, Dict[str, Any]] = {}
     out_channels: Tuple[int, ...] = ()
     strides: Tuple[int, ...] = (4, 8, 16, 32)
+    overlapping_patches: bool = True
     # Patterns of weights that a pretrained classifier lacks; they keep their initial values.
     may_lack: Tuple[str, ...] = ()
     # Initializes a module by its type, without an init_cfg.
@@ -160,8 +166,12 @@ class Backbone(BaseModule):
         """
 
     def attention_layers(self) -> List[AttentionLayer]:
-        """Returns the attention layers of all blocks in order, for analysis."""
-        raise NotImplementedError
+        """Returns the attention layers of all blocks in order, for analysis.
+
+        Raises:
+            ValueError: The family has none that can be analyzed.
+        """
+        raise ValueError(f'attention of {self._get_name()} cannot be analyzed')
 
     def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
         """Returns the parts of the stem and of each stage that is built, in the order of ``frozen_stages``."""

@@ -279,11 +279,13 @@ class ScalableViT(Backbone):
             stride = self.strides[stage]
             for block in blocks:
                 attn = block.attn
+                index = (len(layers), stage)
                 if isinstance(attn, WindowAttention):
-                    kind = ('window', attn, stride, stride, attn.window_size * stride)
+                    layer = AttentionLayer(*index, 'window', attn, stride, stride, attn.window_size * stride)
                 else:
-                    kind = ('scalable', attn, stride, stride * attn.spatial_ratio)
-                layers.append(AttentionLayer(len(layers), stage, *kind))
+                    k_stride = stride * attn.spatial_ratio
+                    layer = AttentionLayer(*index, 'scalable', attn, stride, k_stride, overlapping_keys=False)
+                layers.append(layer)
         return layers
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:

@@ -148,6 +148,7 @@ class PlainViT(Backbone):
         'huge': dict(embed_dims=1280, num_layers=32, num_heads=16, mlp_ratio=4),
     }
 
+    overlapping_patches = False
     may_lack = (r'blocks\.\d+\.attn\.rel_pos_[hw]', r'blocks\.\d+\.residual\..+')
     init_module = staticmethod(init_linear_weights)
 

@@ -299,6 +299,7 @@ class ViTAE(PlainViT):
         else:
             self.patch_embed = ReductionStem((*self.arch['reduction_dims'], self.arch['embed_dims']), self.norm_cfg)
             self.pos_embed = self.cls_token = None
+            self.overlapping_patches = True
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         return x if self.pos_embed is None else super()._pos_embed(x)

@@ -30,14 +30,20 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor] = None, scale: 
     Returns:
         (B, heads, Nq, Cv).
     """
+    value_width = v.shape[-1]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = pad_for_flash(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :value_width]
+
+
+def pad_for_flash(q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Pads channels with zeros: flash kernels need values as wide as queries and keys."""
     width, value_width = q.shape[-1], v.shape[-1]
-    scale = width**-0.5 if scale is None else scale
-    # Flash kernels need values as wide as queries and keys.
     if value_width < width:
         v = F.pad(v, (0, width - value_width))
     elif value_width > width:
         q, k = (F.pad(y, (0, value_width - width)) for y in (q, k))
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :value_width]
+    return q, k, v
 
 
 def query_weights(q: Tensor, k: Tensor, token: int, scale: float, mask: Optional[Tensor] = None) -> Tensor:
