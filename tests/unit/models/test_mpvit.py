@@ -30,7 +30,7 @@ def test_equals_original_implementation(arch, load_golden):
         )
     assert outputs.keys() == reference.case['outputs'].keys()
     for name, tensor in outputs.items():
-        # Ten times tighter than needed, since a wrong eps or GELU has a small effect.
+        # Ten times tighter than required, so that a wrong eps or GELU fails.
         assert reference.error(name, tensor) < 1e-5, name
     assert sum(p.numel() for p in [*model.parameters(), *head]) == PARAMS[arch]
 

@@ -68,7 +68,7 @@ def test_large_equals_original_implementations(source):
 def check_outputs(outputs, reference):
     assert outputs.keys() == reference.case['outputs'].keys()
     for name, tensor in outputs.items():
-        # Ten times tighter than needed, since a wrong eps or GELU has a small effect.
+        # Ten times tighter than required, so that a wrong eps or GELU fails.
         assert reference.error(name, tensor) < 1e-5, name
 
 
