@@ -89,7 +89,8 @@ class Backbone(BaseModule):
     ):
         super().__init__(init_cfg)
         self.arch = self._resolve_arch(arch)
-        out_indices = list(out_indices) if isinstance(out_indices, Sequence) else [out_indices]
+        if isinstance(out_indices, int):
+            out_indices = (out_indices,)
         self._check_increasing('out_indices', out_indices, range(num_outputs))
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             self._fail(f'drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}')
