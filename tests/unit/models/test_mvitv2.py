@@ -210,7 +210,7 @@ def test_layer_depth():
         (dict(img_size=(224,)), r'img_size is a number of pixels, at least 32, or \(H, W\), got \(224,\)'),
         (dict(img_size=16), 'img_size is .* got 16'),
         (dict(img_size='224'), "img_size is .* got '224'"),
-        (dict(out_indices=(0, 4)), 'out_indices is an increasing sequence of numbers from 0 to 3, got .0, 4.'),
+        (dict(out_indices=(0, 4)), 'out_indices is an increasing sequence of numbers from 0 to 3, got \\(0, 4\\)'),
         (dict(drop_path_rate=1.0), 'drop_path_rate is at least 0 and less than 1, got 1.0'),
         (dict(frozen_stages=5), 'frozen_stages is a number from -1 to 4, got 5'),
     ],
