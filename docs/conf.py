@@ -1,7 +1,7 @@
-"""Builds the documentation with Sphinx: `make docs`, or sphinx-build -W docs docs/_build.
+"""Configuration of Sphinx: `make docs`, or sphinx-build -W docs docs/_build.
 
-Links in pages are those of the repository, so that they work there, too: a link to a page stays within the site,
-one to any other file downloads it.
+Links in the pages are relative to the repository and work there as well. On the site, a link to a page stays on the
+site, and a link to any other file downloads it.
 """
 
 import os
@@ -28,7 +28,7 @@ extensions = [
 ]
 exclude_patterns = ['_build']
 nitpicky = True
-# Only this project's own names have a page to lead to.
+# References to names of other packages have no target.
 nitpick_ignore_regex = [('py:.*', r'(?!mmvitzoo).*')]
 
 myst_heading_anchors = 3
@@ -49,28 +49,28 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app):
-    app.connect('source-read', place)
+    app.connect('source-read', rewrite_links)
 
 
-def place(app, docname, source):
-    """Shows the file that a page includes, with its links turned for the folder of the page."""
+def rewrite_links(app, docname, source):
+    """Replaces an inclusion by the included file and makes its links relative to the folder of the page."""
     page = DOCS / f'{docname}.md'
     if not page.exists():
         return  # a notebook
-    origin = included(page) or page
-    shown = {included(other): other for other in DOCS.rglob('*.md')}
+    origin = included_file(page) or page
+    pages = {included_file(other): other for other in DOCS.rglob('*.md')}
 
-    def turn(match):
-        if match[1] is None:  # a block of code
+    def rewrite(match):
+        if match[1] is None:  # a code block
             return match[0]
         target = (origin.parent / match[1]).resolve()
-        return f']({os.path.relpath(shown.get(target, target), page.parent)}'
+        return f']({os.path.relpath(pages.get(target, target), page.parent)}'
 
     block_or_link = r'^```.*?^```|\]\((?!https?:|#)([^)#]+)'
-    source[0] = re.sub(block_or_link, turn, origin.read_text(), flags=re.MULTILINE | re.DOTALL)
+    source[0] = re.sub(block_or_link, rewrite, origin.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def included(page):
-    """The file of the repository that a page shows, if the page is nothing but its inclusion."""
+def included_file(page):
+    """Returns the file that a page includes, if the page has no other content."""
     match = re.fullmatch(r'```\{include\} (\S+)\n```\n', page.read_text())
     return match and (page.parent / match[1]).resolve()

@@ -58,6 +58,7 @@ def _check_requirements() -> None:
 _check_requirements()
 
 from .checkpoints import trust_mmengine_checkpoints  # noqa: E402
+from .models.layers import optimize_for_inference  # noqa: E402
 from .ops import suggest_install  # noqa: E402
 from .registry import MODELS  # noqa: E402
 from .zoo import get_config, list_models  # noqa: E402
@@ -67,4 +68,4 @@ trust_mmengine_checkpoints()
 import_module('mmvitzoo.models')
 import_module('mmvitzoo.engine')
 
-__all__ = ['MODELS', '__version__', 'get_config', 'list_models']
+__all__ = ['MODELS', '__version__', 'get_config', 'list_models', 'optimize_for_inference']

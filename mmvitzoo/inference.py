@@ -21,6 +21,7 @@ from torch import nn
 
 from .checkpoints import CheckpointError, convert, load
 from .engine.launch import TOOLBOXES
+from .models.layers import optimize_for_inference
 from .zoo import get_config
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -152,7 +153,7 @@ class Prediction:
 
 
 class Predictor:
-    """Model that predicts and draws the prediction for an image file.
+    """Model that predicts and draws the prediction for an image file, optimized for inference on a CPU.
 
     Args:
         config: Config, its path or its name, see :func:`load_model`.
@@ -173,7 +174,10 @@ class Predictor:
         device: Optional[str] = None,
         score_thr: float = 0.3,
     ):
-        self.model = load_model(config, checkpoint).to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.model = load_model(config, checkpoint).to(device)
+        if device.type == 'cpu':
+            optimize_for_inference(self.model)
         self.score_thr = score_thr
         self.scope = self.model.cfg.default_scope
         # The class names come from the dataset, since the authors' checkpoints do not hold them.

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from make_mini_coco import build_mini_coco
 
 import mmvitzoo  # noqa: F401  registers the models
-from mmvitzoo.datasets import build_mini_coco
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'

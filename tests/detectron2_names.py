@@ -1,4 +1,4 @@
-"""Random weights in the names and shapes of Detectron2's detectors."""
+"""Random weights with the names and shapes of Detectron2's detectors."""
 
 import torch
 
@@ -6,10 +6,14 @@ BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_trac
 
 
 def heads(stages=('',), norm=(), box_convs=4, rpn_convs=2, hidden=1024):
-    """Heads of a Mask R-CNN, or of a Cascade Mask R-CNN with ``stages=('.0', '.1', '.2')``.
+    """Returns the heads of a Mask R-CNN, or of a Cascade Mask R-CNN with ``stages=('.0', '.1', '.2')``.
 
-    ``norm`` is what the norm of a convolution holds; none gives the convolution a bias. ``hidden`` is the width of
-    the linear layers of box heads.
+    Args:
+        stages: Suffixes of the stages' names.
+        norm: Weights and buffers of the norm after a convolution; without a norm the convolution has a bias.
+        box_convs: Convolutions in a box head.
+        rpn_convs: Convolutions in the RPN.
+        hidden: Width of the linear layers in box heads.
     """
     weights = {'pixel_mean': torch.zeros(3, 1, 1), 'pixel_std': torch.zeros(3, 1, 1)}
     shapes = {}
@@ -41,7 +45,7 @@ def heads(stages=('',), norm=(), box_convs=4, rpn_convs=2, hidden=1024):
 
 
 def retinanet(widths):
-    """A RetinaNet around a backbone whose maps of strides 8 to 32 have these widths."""
+    """Returns a RetinaNet without its backbone, whose maps of strides 8 to 32 have these widths."""
     weights = {**fpn(widths, first=3), 'pixel_mean': torch.zeros(3, 1, 1), 'pixel_std': torch.zeros(3, 1, 1)}
     shapes = {'head.cls_score': (9 * 80, 256, 3, 3), 'head.bbox_pred': (9 * 4, 256, 3, 3)}
     shapes.update({'backbone.top_block.p6': (256, widths[-1], 3, 3), 'backbone.top_block.p7': (256, 256, 3, 3)})
@@ -55,6 +59,7 @@ def retinanet(widths):
 
 
 def fpn(widths, first=2):
+    """Returns a feature pyramid for maps of these widths, the first of stride ``2**first``."""
     weights = {}
     for level, width in enumerate(widths, first):
         for name, shape in (('lateral', (256, width, 1, 1)), ('output', (256, 256, 3, 3))):

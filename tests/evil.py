@@ -1,4 +1,4 @@
-"""Files that ask for more than weights: attacks, pickles written by hand, and what must never happen."""
+"""Hostile checkpoint files: attacks, handwritten pickles, and checks that nothing is executed or overallocated."""
 
 import argparse
 import builtins
@@ -19,13 +19,13 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmvitzoo.checkpoints import CheckpointError, load
-from mmvitzoo.checkpoints.unpickling import ArrayUnpickler
+from mmvitzoo.checkpoints.safe_pickle import ArrayUnpickler
 
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 
 
 class Evil:
-    """Unpickled, it would call what it is given."""
+    """Calls a function with arguments when it is unpickled."""
 
     def __init__(self, *call):
         self.call = call
@@ -35,7 +35,7 @@ class Evil:
 
 
 def attacks(target):
-    """By name, objects that would make the file ``target`` or get hold of what could."""
+    """Returns, by name, objects that would create the file ``target`` or reach a function that could."""
     touch = f'open({str(target)!r}, "w").close()'
     return {
         'os.system': Evil(os.system, f'touch {target}'),
@@ -49,9 +49,9 @@ def attacks(target):
     }
 
 
-# ---------------------------------------------------------------- what must never happen
+# ---------------------------------------------------------------- checks
 
-heard, listening = [], []
+events, listening = [], []
 
 
 def _listen(event, args):
@@ -62,18 +62,18 @@ def _listen(event, args):
         if not set('wax+') & set(mode) and not args[2] & (os.O_WRONLY | os.O_RDWR):
             return
     if event.startswith(('open', 'import', 'exec', 'compile', 'os.', 'subprocess.', 'socket.', 'ctypes.', 'pickle.')):
-        heard.append((event, args))
+        events.append((event, args))
 
 
 @lru_cache(maxsize=None)
 def _start_to_listen():
-    """For good, but deaf outside of `nothing_executed`."""
-    codecs.lookup('cp437')  # of zip archives; imported by their first
+    """Adds an audit hook, which cannot be removed and is active within `nothing_executed` only."""
+    codecs.lookup('cp437')  # the first zip archive imports it
     sys.addaudithook(_listen)
 
 
 def globals_now():
-    """What a pickle could reach by name, and change."""
+    """Returns the attributes that a pickle could reach by name and change."""
     unpickler = ArrayUnpickler(io.BytesIO(), 0)
     reachable = (argparse.Namespace, HistoryBuffer, Tensor, torch._utils, np.dtype, *unpickler.names.values())
     return [dict(vars(x)) for x in reachable if hasattr(x, '__dict__')], dict(unpickler.dispatch)
@@ -81,27 +81,28 @@ def globals_now():
 
 @contextmanager
 def nothing_executed():
+    """Checks that reading opens no file for writing, imports and executes nothing, and changes no global."""
     _start_to_listen()
     before = globals_now()
-    heard.clear()
+    events.clear()
     listening.append(True)
     try:
         yield
     finally:
         listening.clear()
-    assert not heard and globals_now() == before
+    assert not events and globals_now() == before
 
 
 @contextmanager
 def little_memory(mebibytes=200):
-    """Notices more only if the process had no higher peak before."""
+    """Checks the growth of the peak memory, which an earlier and higher peak would hide."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < mebibytes * 1024
 
 
 def outcome(path):
-    """The weights in a file, or nothing after one clear line that names the file."""
+    """Returns the weights in a file, or None after an error of one clear line that names the file."""
     with nothing_executed():
         try:
             loaded = load(path)
@@ -121,18 +122,18 @@ def same(loaded, expected):
         assert loaded[key].dtype == value.dtype and torch.equal(loaded[key], value)
 
 
-# ---------------------------------------------------------------- writing files by hand
+# ---------------------------------------------------------------- handwritten files
 
 
 class Op:
-    """An opcode of a pickle after what it takes from the stack."""
+    """An opcode of a pickle, after the parts that it takes from the stack."""
 
     def __init__(self, code, *parts):
         self.code, self.parts = code, parts
 
 
 MARK = Op(b'(')
-GET = Op(b'h\x03')  # what was put there by the opcode b'q\x03'
+GET = Op(b'h\x03')  # reads the value that the opcode b'q\x03' has stored
 
 
 def name(full):
@@ -151,16 +152,16 @@ def update(owner, *items):
     return Op(b'u', owner, MARK, *items)
 
 
-def spell(x):
-    """The opcodes that build something."""
+def encode(x):
+    """Returns the opcodes that build a value."""
     if isinstance(x, Op):
-        return b''.join(map(spell, x.parts)) + x.code
+        return b''.join(map(encode, x.parts)) + x.code
     if isinstance(x, dict):
-        return spell(update(Op(b'}'), *(part for item in x.items() for part in item)))
+        return encode(update(Op(b'}'), *(part for item in x.items() for part in item)))
     if isinstance(x, list):
-        return spell(Op(b'e', Op(b']'), MARK, *x))
+        return encode(Op(b'e', Op(b']'), MARK, *x))
     if isinstance(x, tuple):
-        return spell(Op(b't', MARK, *x))
+        return encode(Op(b't', MARK, *x))
     if isinstance(x, str):
         data = x.encode('utf-8', 'surrogatepass')
         return b'X' + struct.pack('<I', len(data)) + data
@@ -175,11 +176,11 @@ def spell(x):
 
 
 def program(x):
-    return b'\x80\x02' + spell(x) + b'.'
+    return b'\x80\x02' + encode(x) + b'.'
 
 
 def stored(form, numel=4, key='0', size=(4,), stride=(1,), offset=0):
-    """A tensor in a PyTorch file."""
+    """Builds a tensor in a PyTorch file."""
     pid = ('storage', name('torch.FloatStorage'), key, 'cpu', numel, *([None] if form == 'legacy' else []))
     hooks = call('collections.OrderedDict')
     return call('torch._utils._rebuild_tensor_v2', Op(b'Q', pid), offset, size, stride, False, hooks)
@@ -190,7 +191,7 @@ def dtype(code='f4'):
 
 
 def array(data=bytes(16), shape=(4,), code='f4'):
-    """A NumPy array."""
+    """Builds a NumPy array."""
     empty = call('numpy.core.multiarray._reconstruct', name('numpy.ndarray'), (0,), b'b')
     return build(empty, (1, shape, dtype(code), False, data))
 
@@ -210,7 +211,7 @@ FILES = ('pickle', 'zip', 'legacy')
 
 
 def write(path, form, content):
-    """A file with such a pickle in it and, where that is outside of the pickle, the data of one tensor."""
+    """Writes a file with a pickle and, in PyTorch's formats, the data of one tensor."""
     if form == 'pickle':
         path.write_bytes(content)
     elif form == 'legacy':
@@ -226,7 +227,7 @@ def write(path, form, content):
                 archive.writestr(f'a/{member}', data)
 
 
-# Names that mean nothing to us.
+# Names without a stand-in.
 FORBIDDEN = [
     *('os.system', 'posix.system', 'nt.system', 'subprocess.Popen', 'subprocess.getoutput', 'runpy.run_path'),
     *(f'{x}.{y}' for x in ('builtins', '__builtin__') for y in ('eval', 'exec', 'open', '__import__', 'type', 'vars')),
@@ -241,15 +242,15 @@ FORBIDDEN = [
     *('numpy._core.multiarray.fromfile', 'numpy.core.records.fromfile', 'numpy.testing._private.utils.runstring'),
     *(f'{HISTORY}.__init__', f'{HISTORY}.__init__.__globals__', 'mmengine.logging.history_buffer.np.load'),
     *('argparse.Namespace.__init__', 'collections.OrderedDict.fromkeys', 'numpy.dtype.__setstate__', 'argparse._sys'),
-    *('sys.modules', 'sys.setrecursionlimit', 'mmvitzoo.checkpoints.save', 'mmvitzoo.checkpoints.unpickling.refuse'),
+    *('sys.modules', 'sys.setrecursionlimit', 'mmvitzoo.checkpoints.save', 'mmvitzoo.checkpoints.safe_pickle.refuse'),
 ]
 
 
-# ---------------------------------------------------------------- claims of more than there is
+# ---------------------------------------------------------------- claims of more data than the file has
 
 
 def doubled(times):
-    """A tuple of 2 ** times leaves, in a few bytes."""
+    """Builds a tuple of 2 ** times leaves from a few bytes."""
     return Op(b')' + b'q\x00h\x00\x86' * times)
 
 
@@ -269,7 +270,7 @@ LENGTHS = {b'\x8d': 8, b'\x8e': 8, b'\x96': 8, b'\x95': 8, b'\x8b': 4, b'X': 4, 
 MULTIARRAY = 'numpy.core.multiarray'
 CLAIMS = {
     **{f'length of {code!r}': partial(length, code, size) for code, size in LENGTHS.items()},
-    'place in the memo': lambda n: Op(f']p{n}\n'.encode()),
+    'index in the memo': lambda n: Op(f']p{n}\n'.encode()),
     'number': lambda n: Op(b'L' + b'9' * (n % 10**6) + b'L\n'),
     'shape before data': lambda n: call(f'{MULTIARRAY}._reconstruct', name('numpy.ndarray'), (n,), b'b'),
     'array': lambda n: call('numpy.ndarray', (n,)),
@@ -291,7 +292,7 @@ CLAIMS = {
     'history that doubles': lambda n: call(HISTORY, doubled(40), doubled(40)),
     'deep value': deep,
     'deep list': lambda n: Op(b']' * (n % 10**5 + 1) + b'a' * (n % 10**5)),
-    'deep dict': lambda n: Op(b'}' + (spell('model') + b'}') * (n % 10**4) + b's' * (n % 10**4)),
+    'deep dict': lambda n: Op(b'}' + (encode('model') + b'}') * (n % 10**4) + b's' * (n % 10**4)),
     'deep key': lambda n: update(Op(b'}'), deep(n), 0),
     'deep shape': lambda n: array(shape=deep(n)),
     'marks': lambda n: Op(b'(' * (n % 10**5)),

@@ -1,6 +1,6 @@
-"""Slim models of every family and form: all of the structure, as few channels and blocks as can be.
+"""Slim models of every family and form: the whole structure with few channels and blocks.
 
-And helpers of tests that build large models or start processes.
+Also helpers for tests that build large models or start processes.
 """
 
 import socket
@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import Callable, Optional, Tuple
+from typing import Callable, Tuple
 
 import torch
 from mmengine.registry import MODELS
@@ -17,35 +17,40 @@ from torch import nn
 from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, ViTAE
 
 
-def block_number(name: str) -> Optional[int]:
+def block_number(name: str) -> int:
+    """Returns the ``frozen_stages`` that freezes a parameter: stages of MPViT, blocks of PlainViT and ViTAE."""
     part, *rest = name.split('.')
-    return 0 if part == 'stem' else int(rest[0]) + 1 if rest[0].isdigit() else None
+    if part in ('blocks', 'stages'):
+        return int(rest[0]) + 1
+    return VIT_ARCH['num_layers'] if part == 'norm' else 0
 
 
 def stage_of_mvitv2(name: str) -> int:
-    part, number = name.split('.')[:2]
-    if part == 'blocks':
-        return 1 + (0, 1, 1, 2, 2, 3)[int(number)]
-    return 0 if part == 'stem' else 1 + int(part[-1])
+    """Returns the ``frozen_stages`` that freezes a parameter."""
+    part, index = name.split('.')[:2]
+    if part == 'patch_embed':
+        return 0
+    return 1 + ((0, 1, 1, 2, 2, 3)[int(index)] if part == 'blocks' else int(part[-1]))
 
 
 def stage_of_scalablevit(name: str) -> int:
-    part, stage = name.split('.')[:2]
-    if name.startswith('embeds.0.'):
+    """Returns the ``frozen_stages`` that freezes a parameter."""
+    part, index = name.split('.')[:2]
+    if part == 'patch_embeds' and index == '0':
         return 0
-    return 1 + int(stage if stage.isdigit() else part[-1])
+    return 1 + int(part[-1] if part.startswith('norm') else index)
 
 
 @dataclass
 class Form:
-    """How to build it, and what to expect of it."""
+    """A slim model and its expected properties."""
 
     build: Callable[..., nn.Module]
     strides: Tuple[int, ...]
     channels: Tuple[int, ...]
-    part: Callable[[str], Optional[int]]  # parameter -> the frozen_stages from which it is frozen
-    grows: Tuple[float, ...]  # shares of drop_path_rate, by block
-    recomputed: float = 0.7  # of what is kept for the backward pass, with_cp keeps less than that
+    part: Callable[[str], int]  # name of a parameter -> the smallest frozen_stages that freezes it
+    grows: Tuple[float, ...]  # drop path rate of each block over drop_path_rate
+    recomputed: float = 0.7  # upper bound of the memory for the backward pass with with_cp, over that without
 
 
 VIT_ARCH = dict(embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=2)
@@ -69,14 +74,14 @@ FORMS = dict(
         partial(MPViT, MPVIT),
         channels=(24, 32, 40, 40),
         part=block_number,
-        grows=tuple(i / 4 for i in 2 * [0] + 3 * [1, 2] + 3 * [3] + 3 * [4]),  # paths of a stage share its rates
+        grows=tuple(i / 4 for i in 2 * [0] + 3 * [1, 2] + 3 * [3] + 3 * [4]),  # the paths of a stage share its rates
     ),
     vit=plain(partial(PlainViT, VIT_ARCH, img_size=64)),
     vitdet=plain(partial(PlainViT, VIT_ARCH, img_size=96, pretrain_img_size=64, **VITDET)),
     vitdet_conv=plain(
         partial(PlainViT, VIT_ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=()))
     ),
-    # The convolutions beside attention, and the cells before it, are kept.
+    # The convolutions beside attention, and the cells before it, are not recomputed.
     vitae=plain(partial(ViTAE, VITAE, img_size=96, window_size=3), recomputed=0.85),
     vitae_s=plain(
         partial(ViTAE, dict(VITAE, pcm_convs=3, reduction_dims=(24, 32)), img_size=96, window_size=3), recomputed=0.95
@@ -97,28 +102,28 @@ def slim(form, out_indices=(0, 1, 2, 3), **kwargs):
     torch.manual_seed(0)
     model = FORMS[form].build(out_indices=out_indices, **kwargs)
     model.init_weights()
-    for name, value in model.named_parameters():  # as if trained: what starts at zero counts
+    for name, value in model.named_parameters():  # as if trained: nothing is zero
         if 'rel_pos' in name or '.residual.' in name:
             nn.init.normal_(value, std=0.2)
     return model
 
 
-def build_converted(converted, **kwargs):
-    """The backbone of converted weights, which it shares: large models are neither initialised nor copied."""
+def build_converted(result, **kwargs):
+    """Builds the backbone of converted weights and shares them: large models are neither initialized nor copied."""
     with torch.device('meta'):
-        model = MODELS.build({**converted.backbone_cfg, **kwargs})
-    model.load_state_dict(converted.backbone, strict=True, assign=True)
+        model = MODELS.build({**result.backbone_cfg, **kwargs})
+    model.load_state_dict(result.backbone, strict=True, assign=True)
     return model.eval()
 
 
 def free_port():
-    """A port that no process listens to, as the scripts for several processes read it."""
+    """Finds a free port, as a string for the environment variable PORT."""
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         return str(listener.getsockname()[1])
 
 
 def in_own_process(function, *args):
-    """Calls a module's function in a new process, whose memory is free again afterwards; raises what it raises."""
+    """Calls a module's function in a new process, whose memory is freed afterwards, and raises its exceptions."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         pool.submit(function, *args).result()

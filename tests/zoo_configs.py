@@ -1,5 +1,6 @@
-"""The configs of the model zoo: each is read once per process, and equal parts are found."""
+"""Helpers for tests over all configs of the model zoo; a process reads each config once."""
 
+import ast
 import json
 from collections import defaultdict
 from copy import deepcopy
@@ -17,15 +18,15 @@ NAMES = sorted(
 )
 RECIPES = [name for name in NAMES if 'mini' not in name]
 FOLDERS = sorted({name.split('/')[0] for name in NAMES})
-# Entries of the metafiles, by config.
+# Entries of the metafiles by config.
 LISTED = {
     model['Config'][len('configs/') :]: model
     for path in sorted(ROOT.glob('configs/*/metafile.yml'))
     for model in yaml.safe_load(path.read_text())['Models']
 }
 
-# For every base of a toolbox, MMEngine reads all metafiles of that toolbox and reloads pkg_resources: most of the
-# time that reading a config takes.
+# MMEngine reads all metafiles of a toolbox and reloads pkg_resources for each base from that toolbox, which is most of
+# the time that reading a config takes.
 mmengine.config.utils.load = lru_cache(maxsize=None)(mmengine.config.utils.load)
 mmengine.config.config.is_installed = lru_cache(maxsize=None)(mmengine.config.config.is_installed)
 mmengine.config.utils.MODULE2PACKAGE['mmseg'] = 'mmseg'  # as tools/train.py does for the second stack
@@ -37,29 +38,38 @@ def _read(name):
 
 
 def read_config(name):
-    """A config of this project, as a copy that may be changed."""
+    """Returns a copy of a config of this project, which a test may change."""
     return deepcopy(_read(name))
 
 
 def read_stock_config(name):
-    """A config of a toolbox, such as ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``."""
+    """Reads a config of a toolbox, such as ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``."""
     return Config.fromstring(f'_base_ = [{name!r}]', '.py')
 
 
+def bases(path):
+    """Returns the entries of a config's ``_base_``: ``'package::path'`` or paths relative to the file."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
+            value = ast.literal_eval(node.value)
+            return value if isinstance(value, list) else [value]
+    return []
+
+
 def without_scope(value):
-    """Drops the ``_scope_`` that MMEngine writes into every dict from another package."""
+    """Drops ``_scope_``, which MMEngine writes into dicts from a toolbox's file."""
     if isinstance(value, dict):
         return {key: without_scope(item) for key, item in value.items() if key != '_scope_'}
     return [without_scope(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def as_text(value):
-    """Text that is equal for equal configs."""
+    """Serializes a part of a config; equal parts give equal text."""
     return json.dumps(without_scope(value), sort_keys=True, default=str)
 
 
 def group_by(key, names):
-    """Lists of the names with the same ``as_text(key(config))``."""
+    """Groups configs with the same ``as_text(key(config))``; returns lists of names."""
     groups = defaultdict(list)
     for name in names:
         groups[as_text(key(_read(name)))].append(name)

@@ -1,7 +1,7 @@
-"""ScalableViT as a paper's reader would write it first: one module after the other, every score in memory.
+"""Reference implementation of ScalableViT with every attention score in memory.
 
-It has the parameters of :class:`mmvitzoo.models.ScalableViT` under the same names. Windows at the
-border are clipped by cutting the map into the four regions in which all windows are of one size.
+Parameters have the names of :class:`mmvitzoo.models.ScalableViT`. Instead of a mask for clipped windows, the map is cut
+into four regions, in each of which all windows have the same size.
 """
 
 import torch
@@ -9,53 +9,63 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def attention(q, k, v, heads, scale):
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+def attention(q, k, v, num_heads, scale):
+    """Multi-head attention of (B, N, C) tokens."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = (q @ k.transpose(-1, -2) * scale).softmax(-1)
     return (scores @ v).transpose(1, 2).flatten(2)
 
 
-class PlainWindowAttention(nn.Module):
-    def __init__(self, dim, heads, window):
+class ReferenceWindowAttention(nn.Module):
+    """Interactive windowed self-attention."""
+
+    def __init__(self, dim, num_heads, window_size):
         super().__init__()
-        self.heads, self.window, self.scale = heads, window, (dim // heads) ** -0.5
+        self.num_heads, self.window_size, self.scale = num_heads, window_size, (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.interact = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.local_interaction = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.proj = nn.Linear(dim, dim)
 
-    def windows(self, qkv, height, width):
-        """Of one region, in which all windows are of the same size."""
-        batch, rows, cols, channels = qkv.shape
-        x = qkv.reshape(batch, rows // height, height, cols // width, width, channels)
-        x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height * width, channels)
-        x = attention(*x.chunk(3, -1), self.heads, self.scale)
-        x = x.reshape(batch, rows // height, cols // width, height, width, -1)
-        return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows, cols, -1)
+    def region_attention(self, qkv, window_height, window_width):
+        """Attention in windows of one size, which divides the region: (B, H, W, 3 * C) -> (B, H, W, C)."""
+        batch, height, width, channels = qkv.shape
+        rows, cols = height // window_height, width // window_width
+        x = qkv.reshape(batch, rows, window_height, cols, window_width, channels)
+        x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, window_height * window_width, channels)
+        x = attention(*x.chunk(3, -1), self.num_heads, self.scale)
+        x = x.reshape(batch, rows, cols, window_height, window_width, -1)
+        return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
 
     def forward(self, x):
+        """(B, H, W, C) -> (B, H, W, C)."""
         qkv = self.qkv(x)
-        value = qkv.chunk(3, -1)[2].permute(0, 3, 1, 2)
-        local = self.interact(value).permute(0, 2, 3, 1)
+        v = qkv.chunk(3, -1)[2].permute(0, 3, 1, 2)
+        local = self.local_interaction(v).permute(0, 2, 3, 1)
         height, width = x.shape[1:3]
-        bottom, right = height - height % self.window, width - width % self.window
+        side = self.window_size
+        bottom, right = height - height % side, width - width % side  # where whole windows end
         bands = []
-        for top, end, tall in ((0, bottom, self.window), (bottom, height, height - bottom)):
+        for top, end, window_height in ((0, bottom, side), (bottom, height, height - bottom)):
             regions = []
-            for left, stop, wide in ((0, right, self.window), (right, width, width - right)):
+            for left, stop, window_width in ((0, right, side), (right, width, width - right)):
                 if end > top and stop > left:
-                    regions.append(self.windows(qkv[:, top:end, left:stop], tall, wide))
+                    regions.append(self.region_attention(qkv[:, top:end, left:stop], window_height, window_width))
             if regions:
                 bands.append(torch.cat(regions, 2))
         return self.proj(torch.cat(bands, 1) + local)
 
 
-class PlainScalableAttention(nn.Module):
-    def __init__(self, dim, heads, ratio, width, scale):
+class ReferenceScalableAttention(nn.Module):
+    """Scalable self-attention; ``width`` are the channels of queries and keys."""
+
+    def __init__(self, dim, num_heads, spatial_ratio, width, scale):
         super().__init__()
-        self.heads, self.ratio, self.scale = heads, ratio, scale
+        self.num_heads, self.spatial_ratio, self.scale = num_heads, spatial_ratio, scale
         self.q = nn.Linear(dim, width)
-        if ratio > 1:
-            self.reduction = nn.Sequential(nn.Conv2d(dim, dim, ratio, ratio, groups=dim), nn.Conv2d(dim, width, 1))
+        if spatial_ratio > 1:
+            self.reduction = nn.Sequential(
+                nn.Conv2d(dim, dim, spatial_ratio, spatial_ratio, groups=dim), nn.Conv2d(dim, width, 1)
+            )
             self.norm = nn.LayerNorm(width, eps=1e-5)
             self.k = nn.Linear(width, width)
             self.v = nn.Linear(width, dim)
@@ -64,18 +74,22 @@ class PlainScalableAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
+        """(B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, _ = x.shape
         q = self.q(x).flatten(1, 2)
-        if self.ratio > 1:
-            y = F.pad(x, (0, 0, 0, -width % self.ratio, 0, -height % self.ratio)).permute(0, 3, 1, 2)
+        if self.spatial_ratio > 1:
+            padding = (0, 0, 0, -width % self.spatial_ratio, 0, -height % self.spatial_ratio)
+            y = F.pad(x, padding).permute(0, 3, 1, 2)
             y = F.gelu(self.norm(self.reduction(y).flatten(2).transpose(1, 2)))
             k, v = self.k(y), self.v(y)
         else:
             k, v = self.kv(x.flatten(1, 2)).chunk(2, -1)
-        return self.proj(attention(q, k, v, self.heads, self.scale)).view(batch, height, width, -1)
+        return self.proj(attention(q, k, v, self.num_heads, self.scale)).view(batch, height, width, -1)
 
 
-class PlainBlock(nn.Module):
+class ReferenceBlock(nn.Module):
+    """Transformer block."""
+
     def __init__(self, dim, attn):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
@@ -84,46 +98,48 @@ class PlainBlock(nn.Module):
         self.mlp = nn.ModuleDict(dict(fc1=nn.Linear(dim, 4 * dim), fc2=nn.Linear(4 * dim, dim)))
 
     def forward(self, x):
+        """(B, H, W, C) -> (B, H, W, C)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp['fc2'](F.gelu(self.mlp['fc1'](self.norm2(x))))
 
 
-class PlainScalableViT(nn.Module):
-    """The plain network of the same form and weights as a given :class:`mmvitzoo.models.ScalableViT`."""
+class ReferenceScalableViT(nn.Module):
+    """Reference network with the form and the weights of a given :class:`mmvitzoo.models.ScalableViT`."""
 
     def __init__(self, model):
         super().__init__()
         self.out_indices = model.out_indices
-        self.embeds, self.stages, self.positions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for stage, (embed, blocks) in enumerate(zip(model.embeds, model.stages)):
-            conv = embed.projection
+        self.patch_embeds, self.stages, self.pos_embeds = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for stage, (patch_embed, blocks) in enumerate(zip(model.patch_embeds, model.stages)):
+            conv = patch_embed.proj
             dim = conv.out_channels
-            projection = nn.Conv2d(conv.in_channels, dim, conv.kernel_size, conv.stride, conv.padding)
-            self.embeds.append(nn.ModuleDict(dict(projection=projection, norm=nn.LayerNorm(dim, eps=1e-6))))
+            proj = nn.Conv2d(conv.in_channels, dim, conv.kernel_size, conv.stride, conv.padding)
+            self.patch_embeds.append(nn.ModuleDict(dict(proj=proj, norm=nn.LayerNorm(dim, eps=1e-6))))
             self.stages.append(nn.ModuleList())
             for i, block in enumerate(blocks):
                 attn = block.attn
                 if i % 2:
-                    plain = PlainScalableAttention(
+                    reference = ReferenceScalableAttention(
                         dim, attn.num_heads, attn.spatial_ratio, attn.q.out_features, attn.scale
                     )
                 else:
-                    plain = PlainWindowAttention(dim, attn.num_heads, attn.window_size)
-                self.stages[stage].append(PlainBlock(dim, plain))
-            self.positions.append(nn.Conv2d(dim, dim, 3, padding=1, groups=dim))
+                    reference = ReferenceWindowAttention(dim, attn.num_heads, attn.window_size)
+                self.stages[stage].append(ReferenceBlock(dim, reference))
+            self.pos_embeds.append(nn.Conv2d(dim, dim, 3, padding=1, groups=dim))
             if stage in self.out_indices:
                 setattr(self, f'norm{stage}', nn.LayerNorm(dim, eps=1e-6))
         self.load_state_dict(model.state_dict())
 
     def forward(self, x):
+        """(B, 3, H, W) -> normalized maps of the stages in ``out_indices``."""
         outs = []
         for stage, blocks in enumerate(self.stages):
-            embed = self.embeds[stage]
-            x = embed['norm'](embed['projection'](x).permute(0, 2, 3, 1))
+            patch_embed = self.patch_embeds[stage]
+            x = patch_embed['norm'](patch_embed['proj'](x).permute(0, 2, 3, 1))
             for i, block in enumerate(blocks):
                 x = block(x)
                 if i == 0:
-                    x = x + self.positions[stage](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                    x = x + self.pos_embeds[stage](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             if stage in self.out_indices:
                 outs.append(getattr(self, f'norm{stage}')(x).permute(0, 3, 1, 2).contiguous())
             x = x.permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
+# The authors' recipe, except for the drop path rate, which is their other detectors'.
 _base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 custom_imports = dict(imports=['mmvitzoo'])
 
-# The recipe is the authors', but for the drop path rate: theirs for the other detectors.
 model = dict(
     backbone=dict(
         _delete_=True,

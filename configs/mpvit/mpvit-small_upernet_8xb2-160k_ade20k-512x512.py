@@ -1,4 +1,4 @@
-# The authors' recipe, which is Swin's; that norms have no weight decay is taken from Swin.
+# The authors' recipe, which is Swin's. Customary: no weight decay on norms, as in Swin.
 _base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
 custom_imports = dict(imports=['mmvitzoo'])
 

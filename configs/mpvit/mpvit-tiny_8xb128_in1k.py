@@ -1,5 +1,5 @@
-# The authors train by DeiT's recipe: 300 epochs of 1024 images a step, learning rate 5e-4 x 1024 / 512.
-# Customary, not stated by them: no weight decay on norms and biases (in the schedule's base).
+# The authors' recipe, which is DeiT's: 300 epochs of 1024 images per iteration, learning rate 5e-4 * 1024 / 512.
+# Customary: no weight decay on norms and biases.
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs128_poolformer_small_224.py',  # bicubic, crop ratio 0.9
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',

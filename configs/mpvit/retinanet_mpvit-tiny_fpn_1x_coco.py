@@ -1,12 +1,12 @@
+# The authors' recipe. Their ImageNet checkpoint is loaded as it is; see the README.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
     '../_base_/schedules/coco_90k_adamw.py',
-    '../_base_/iter_runtime.py',
+    'mmdet::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmvitzoo'])
 
-# The recipe is the authors'. Their ImageNet checkpoint is loaded as it is; see the README for it.
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -19,3 +19,5 @@ model = dict(
     neck=dict(in_channels=[96, 176, 216, 216], relu_before_extra_convs=True),  # as in Detectron2
 )
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10000, max_keep_ckpts=3))
+log_processor = dict(by_epoch=False)

@@ -1,17 +1,31 @@
-_base_ = ['./retinanet_mpvit-tiny_fpn_1x_coco.py', '../_base_/datasets/multi_scale.py']
+# The authors' recipe. Their ImageNet checkpoint is loaded as it is; see the README.
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/datasets/multi_scale.py',
+    '../_base_/schedules/coco_270k_adamw.py',
+    'mmdet::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmvitzoo'])
 
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MPViT',
+        arch='tiny',
+        drop_path_rate=0.1,
+        norm_cfg=dict(type='SyncBN'),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mpvit_tiny.pth'),
+    ),
+    neck=dict(in_channels=[96, 176, 216, 216], relu_before_extra_convs=True),  # as in Detectron2
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
-    _base_.multi_scale,
+    _base_.multi_scale_crop,
     dict(type='PackDetInputs'),
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
-max_iters = 270000
-train_cfg = dict(max_iters=max_iters)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=1000),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[210000, 250000], gamma=0.1),
-]
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10000, max_keep_ckpts=3))
+log_processor = dict(by_epoch=False)

@@ -1,8 +1,9 @@
 # ImageNet-21k weights have a class token, which the authors' detectors start without; see the README.
-_base_ = ['./cascade-mask-rcnn_mvitv2-base_fpn_ms-3x_coco.py', '../_base_/datasets/large_scale_jitter.py']
+_base_ = ['./cascade-mask-rcnn_mvitv2-tiny_fpn_ms-3x_coco.py', '../_base_/datasets/large_scale_jitter.py']
 
 model = dict(
-    data_preprocessor=dict(batch_augments=_base_.pad_to_image_size),
+    # RoI heads read masks, which are padded to the size of the image.
+    data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)]),
     backbone=dict(
         arch='huge',
         drop_path_rate=0.6,
@@ -11,10 +12,5 @@ model = dict(
     ),
     neck=dict(in_channels=[192, 384, 768, 1536]),
 )
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    *_base_.large_scale_jitter,
-    dict(type='PackDetInputs'),
-]
+train_pipeline = _base_.lsj_train_pipeline
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

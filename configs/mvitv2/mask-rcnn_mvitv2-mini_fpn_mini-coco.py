@@ -1,5 +1,11 @@
-# Trains from scratch in minutes on two CPU cores.
-_base_ = '../mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
+# Trains from scratch on the demonstration data in minutes on two CPU cores.
+_base_ = [
+    '../_base_/models/mini_mask-rcnn_fpn.py',
+    '../_base_/datasets/mini_coco_instance.py',
+    '../_base_/schedules/mini_7e.py',
+    'mmdet::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmvitzoo'])
 
 model = dict(
     backbone=dict(
@@ -11,12 +17,4 @@ model = dict(
     ),
     neck=dict(in_channels=[48, 96, 192, 384]),
 )
-
-train_dataloader = dict(batch_size=2)
-max_epochs = 7
-train_cfg = dict(max_epochs=max_epochs)
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
-]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))

@@ -1,11 +1,10 @@
-# The recipe is the authors', as released in Detectron2: 64 images a step, here on 8 GPUs. Their
-# ImageNet checkpoint is loaded as it is; see the README for it.
+# The authors' recipe, as released in Detectron2. Their ImageNet checkpoint is loaded as it is; see the README.
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
     '../_base_/datasets/multi_scale.py',
     '../_base_/schedules/mvitv2_3x.py',
-    '../_base_/iter_runtime.py',
+    '../_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmvitzoo'])
 
@@ -24,10 +23,11 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    _base_.multi_scale,
+    _base_.multi_scale_crop,
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
+# 64 images per iteration on 8 GPUs.
 train_dataloader = dict(
     batch_size=8,
     num_workers=8,

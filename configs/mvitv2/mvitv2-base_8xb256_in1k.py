@@ -1,4 +1,4 @@
-# See mvitv2-tiny_8xb256_in1k.py.
+# MMPretrain's recipe.
 _base_ = 'mmpretrain::mvit/mvitv2-base_8xb256_in1k.py'
 custom_imports = dict(imports=['mmvitzoo'])
 

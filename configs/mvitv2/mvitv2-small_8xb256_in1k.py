@@ -1,4 +1,4 @@
-# See mvitv2-tiny_8xb256_in1k.py.
+# MMPretrain's recipe with the authors' weight decay, which MMPretrain has for MViTv2-B only.
 _base_ = 'mmpretrain::mvit/mvitv2-small_8xb256_in1k.py'
 custom_imports = dict(imports=['mmvitzoo'])
 

@@ -1,4 +1,4 @@
-# MMPretrain's recipe, but with the authors' weight decay, which it has for the base variant alone.
+# MMPretrain's recipe with the authors' weight decay, which MMPretrain has for MViTv2-B only.
 _base_ = 'mmpretrain::mvit/mvitv2-tiny_8xb256_in1k.py'
 custom_imports = dict(imports=['mmvitzoo'])
 

@@ -1,4 +1,4 @@
-# The authors did not release segmentation: the recipe is customary for the models that their tables name.
+# Customary, since the authors did not release segmentation: Semantic FPN with AdamW.
 _base_ = [
     'mmseg::_base_/models/fpn_r50.py',
     'mmseg::_base_/datasets/ade20k.py',

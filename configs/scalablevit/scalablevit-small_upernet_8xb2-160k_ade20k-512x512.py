@@ -1,4 +1,4 @@
-# The authors did not release segmentation: the recipe is Swin's, with another backbone.
+# Customary, since the authors did not release segmentation: Swin's recipe.
 _base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
 custom_imports = dict(imports=['mmvitzoo'])
 

@@ -1,3 +1,13 @@
-_base_ = './deit-small_mln_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = './plainvit-base_mln_upernet_8xb2-160k_ade20k-512x512.py'
 
-model = dict(backbone=dict(final_norm=True))
+model = dict(
+    backbone=dict(
+        arch='small',
+        final_norm=True,
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='checkpoints/deit_small_patch16_224-cd65a155.pth'),
+    ),
+    neck=dict(in_channels=[384, 384, 384, 384], out_channels=384),
+    decode_head=dict(in_channels=[384, 384, 384, 384]),
+    auxiliary_head=dict(in_channels=384),
+)

@@ -4,7 +4,7 @@ model = dict(
     backbone=dict(
         arch='small', drop_path_rate=0.1, init_cfg=dict(checkpoint='checkpoints/deit_small_patch16_224-cd65a155.pth')
     ),
-    neck=None,  # four maps of stride 16
+    neck=None,  # all four maps have stride 16
     decode_head=dict(in_channels=[384, 384, 384, 384]),
     auxiliary_head=dict(in_channels=384),
 )

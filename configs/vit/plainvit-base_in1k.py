@@ -1,5 +1,5 @@
-# Evaluates timm's classifiers: their mean, deviation, bicubic resize to 248 pixels and crop of 224.
-# DeiT's have ImageNet's mean and deviation, see the README. Training is customary, not the authors'.
+# Evaluates timm's classifiers with their mean, deviation, bicubic resize to 248 pixels and crop of 224 pixels. DeiT's
+# classifiers need ImageNet's mean and deviation; see the README. Customary: the training recipe, which is Swin's.
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs128_poolformer_small_224.py',  # bicubic, crop ratio 0.9
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',

@@ -1,5 +1,4 @@
-# Starts from the small classifier of plainvit-mini_mini-classes.py, in timm's names; the README has the
-# commands.
+# Starts from the small classifier of plainvit-mini_mini-classes.py in timm's names; the README has the commands.
 _base_ = './plainvit-mini_mln_upernet_mini-coco.py'
 
 model = dict(

@@ -1,8 +1,19 @@
-# The recipe is the paper's, as released in Detectron2; see mask-rcnn_plainvit-base-mae_lsj-100e_coco.py.
+# The authors' recipe, as released in Detectron2; see mask-rcnn_plainvit-base-mae_lsj-100e_coco.py.
 _base_ = [
-    '../_base_/models/cascade-mask-rcnn_vitdet.py',
+    '../_base_/models/mask-rcnn_vitdet.py',
+    '../_base_/models/cascade_heads.py',
     '../_base_/datasets/coco_lsj_1024.py',
     '../_base_/schedules/vitdet_100e.py',
-    '../_base_/iter_runtime.py',
+    '../_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.models.heads', 'mmvitzoo.engine.layer_decay'])
+
+model = dict(
+    type='CascadeRCNN',
+    roi_head=dict(
+        type='Detectron2CascadeRoIHead',
+        num_stages=3,
+        stage_loss_weights=_base_.cascade_stage_loss_weights,
+        bbox_head=[dict(head, norm_cfg=_base_.norm_cfg) for head in _base_.cascade_bbox_heads],
+    ),
+    train_cfg=dict(rcnn=_base_.cascade_train_cfg),
+)

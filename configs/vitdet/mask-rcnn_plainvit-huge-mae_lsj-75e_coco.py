@@ -1,4 +1,9 @@
-_base_ = './mask-rcnn_plainvit-base-mae_lsj-100e_coco.py'
+_base_ = [
+    '../_base_/models/mask-rcnn_vitdet.py',
+    '../_base_/datasets/coco_lsj_1024.py',
+    '../_base_/schedules/vitdet_75e.py',
+    '../_base_/default_runtime.py',
+]
 
 model = dict(
     backbone=dict(
@@ -9,11 +14,3 @@ model = dict(
     ),
     neck=dict(in_channels=1280),
 )
-max_iters = 138281
-train_cfg = dict(max_iters=max_iters)
-# Norms and positions decay here, too.
-optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.9))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[122916, 133159], gamma=0.1),
-]

@@ -1,4 +1,9 @@
-_base_ = './mask-rcnn_plainvit-base-mae_lsj-100e_coco.py'
+_base_ = [
+    '../_base_/models/mask-rcnn_vitdet.py',
+    '../_base_/datasets/coco_lsj_1024.py',
+    '../_base_/schedules/vitdet_100e.py',
+    '../_base_/default_runtime.py',
+]
 
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
-# Starts from the small classifier of configs/vit/plainvit-mini_mini-classes.py, in timm's names; the
-# README has the commands.
+# Starts from the small classifier of configs/vit/plainvit-mini_mini-classes.py in timm's names; the README has the
+# commands.
 _base_ = './mask-rcnn_plainvit-mini_mini-coco.py'
 
 model = dict(

@@ -1,5 +1,10 @@
-# ViTDet in small: trains from scratch in minutes on two CPU cores.
-_base_ = '../mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
+# ViTDet in small: trains from scratch on the demonstration data in minutes on two CPU cores.
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/datasets/mini_coco_instance.py',
+    '../_base_/schedules/mini_7e.py',
+    'mmdet::_base_/default_runtime.py',
+]
 custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.models.heads'])
 
 norm_cfg = dict(type='LayerNorm2d', eps=1e-6)
@@ -25,19 +30,34 @@ model = dict(
         num_outs=3,
     ),
     rpn_head=dict(
-        type='NormRPNHead', num_convs=2, norm_cfg=norm_cfg, anchor_generator=dict(scales=[4], strides=[8, 16, 32])
+        type='NormRPNHead',
+        in_channels=96,
+        feat_channels=96,
+        num_convs=2,
+        norm_cfg=norm_cfg,
+        anchor_generator=dict(scales=[4], strides=[8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(featmap_strides=[8, 16]),
-        bbox_head=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=64, norm_cfg=norm_cfg),
-        mask_roi_extractor=dict(featmap_strides=[8, 16]),
-        mask_head=dict(norm_cfg=norm_cfg),
+        bbox_roi_extractor=dict(out_channels=96, featmap_strides=[8, 16]),
+        bbox_head=dict(
+            type='Shared4Conv1FCBBoxHead',
+            in_channels=96,
+            conv_out_channels=64,
+            fc_out_channels=256,
+            num_classes=10,
+            norm_cfg=norm_cfg,
+        ),
+        mask_roi_extractor=dict(out_channels=96, featmap_strides=[8, 16]),
+        mask_head=dict(num_convs=2, in_channels=96, conv_out_channels=96, num_classes=10, norm_cfg=norm_cfg),
     ),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=250, max_per_img=100), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=250, max_per_img=100), rcnn=dict(max_per_img=20)),
 )
 
-train_dataloader = dict(batch_size=2)
+train_cfg = dict(max_epochs=6)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', T_max={{_base_.max_epochs}}, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=6, by_epoch=True, convert_to_iter_based=True),
 ]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))

@@ -1,8 +1,16 @@
-# The recipe is the ViTAE authors': 25 epochs over COCO repeated four times.
-_base_ = './mask-rcnn_plainvit-base-mae_lsj-100e_coco.py'
+# The ViTAE authors' recipe.
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/datasets/large_scale_jitter.py',
+    '../_base_/schedules/vitae_25e.py',
+    'mmdet::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.models.heads', 'mmvitzoo.engine.layer_decay'])
 
 norm_cfg = dict(type='LayerNorm2d', eps=1e-5)
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         _delete_=True,
         type='ViTAE',
@@ -10,35 +18,34 @@ model = dict(
         drop_path_rate=0.1,
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/vitae_base_mae.pth'),
     ),
-    neck=dict(halve_channels=False, norm_cfg=norm_cfg),
-    rpn_head=dict(norm_cfg=norm_cfg),
-    roi_head=dict(bbox_head=dict(norm_cfg=norm_cfg), mask_head=dict(norm_cfg=norm_cfg)),
+    neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=768, halve_channels=False, norm_cfg=norm_cfg),
+    rpn_head=dict(type='NormRPNHead', num_convs=2, norm_cfg=norm_cfg),
+    roi_head=dict(
+        bbox_head=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg),
+        mask_head=dict(norm_cfg=norm_cfg),
+    ),
 )
+train_pipeline = _base_.lsj_train_pipeline
+test_pipeline = _base_.lsj_test_pipeline
+# 64 images per iteration on 8 GPUs.
 train_dataloader = dict(
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_size=8,
+    num_workers=8,
+    batch_sampler=None,
     dataset=dict(
         _delete_=True,
         type='RepeatDataset',
         times=4,
         dataset=dict(
             type='CocoDataset',
-            data_root=_base_.data_root,
+            data_root='data/coco/',
             ann_file='annotations/instances_train2017.json',
             data_prefix=dict(img='train2017/'),
             filter_cfg=dict(filter_empty_gt=True, min_size=32),
-            pipeline=_base_.train_pipeline,
+            pipeline=train_pipeline,
         ),
     ),
 )
-train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=25, val_interval=5)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
-    dict(type='MultiStepLR', begin=0, end=25, milestones=[22, 24], gamma=0.1),
-]
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        flat_decay_mult=0.0, custom_keys=dict(rel_pos_h=dict(decay_mult=0.0), rel_pos_w=dict(decay_mult=0.0))
-    )
-)
-default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1))
-log_processor = dict(by_epoch=True)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+default_hooks = dict(checkpoint=dict(by_epoch=True, max_keep_ckpts=3))

@@ -1,4 +1,4 @@
-# The authors count 12 layers for the decay of the learning rate, here it is the 14 blocks.
+# The authors' layer decay counts 12 layers, here it counts the 14 blocks.
 _base_ = './mask-rcnn_vitae-base-mae_lsj-100e_coco.py'
 
 model = dict(

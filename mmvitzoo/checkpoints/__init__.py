@@ -1,14 +1,14 @@
-"""Reading checkpoint files safely, recognising their layout, renaming their keys."""
+"""Reads checkpoint files safely, recognizes their layout and renames their keys."""
 
-from .conversion import Converted, convert, export
+from .conversion import ConversionResult, convert, export
 from .pretrained import load_pretrained
 from .reading import CheckpointError, load
+from .safe_pickle import trust_mmengine_checkpoints
 from .saving import save
-from .trusted import trust_mmengine_checkpoints
 
 __all__ = [
     'CheckpointError',
-    'Converted',
+    'ConversionResult',
     'convert',
     'export',
     'load',

@@ -1,43 +1,28 @@
-"""Recognising a checkpoint and renaming it to this package's names."""
+"""Recognizes a checkpoint and renames it to this package's names."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
+from mmengine.registry import MODELS
 from torch import Tensor
 
-from . import mpvit, mvitv2, scalablevit, vit, vitae
-from .layout import Drop, Layout, Refuse
+from .layouts import LAYOUTS, Dropped, Layout, Unsupported
 from .reading import CheckpointError
 
-LAYOUTS = [*mpvit.LAYOUTS, *mvitv2.LAYOUTS, *scalablevit.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
-
-
-class _Watched(dict):
-    """Weights that know which of them was read last, to name it if it is not as it should be."""
-
-    read = 'all of them'
-
-    def __getitem__(self, key: str) -> Tensor:
-        value = super().__getitem__(key)
-        self.read = f'{key} of shape {tuple(value.shape)}'
-        return value
-
-    def get(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            return default
-        return self[key]
+PREFIX = 'backbone.'
 
 
 @dataclass
-class Converted:
-    """What :func:`convert` returns.
+class ConversionResult:
+    """Result of :func:`convert`.
 
     Attributes:
         state_dict: Weights in whole-model names: ``backbone.*``, ``head.fc.*``, ``decode_head.*``.
-        family: Such as ``'mpvit'``.
-        source: Name of the layout that was recognised.
-        backbone_cfg: Config of a backbone that these weights fit with ``strict=True``.
+        family: Family of the backbone, such as ``'mpvit'``.
+        source: Name of the layout that was recognized.
+        backbone_cfg: Config of a backbone that loads these weights with ``strict=True``.
+        assumed: Arguments of the backbone that shapes do not tell, with the values that were assumed.
         dropped: Keys that were left out on purpose, with the reason.
     """
 
@@ -45,21 +30,29 @@ class Converted:
     family: str
     source: str
     backbone_cfg: Dict[str, Any]
+    assumed: Dict[str, Any] = field(default_factory=dict)
     dropped: Dict[str, str] = field(default_factory=dict)
 
     @property
     def arch(self) -> Union[str, Dict[str, Any]]:
-        """Name of the variant, or its dict if the shapes are those of no published one."""
+        """Name of the variant, or a dict if no published variant has these shapes."""
         return self.backbone_cfg['arch']
+
+    @property
+    def description(self) -> str:
+        """Variant and assumed arguments for messages, such as ``'tiny, num_heads=3 (assumed)'``."""
+        return ', '.join([str(self.arch), *(f'{name}={value} (assumed)' for name, value in self.assumed.items())])
 
     @property
     def backbone(self) -> Dict[str, Tensor]:
         """Weights of the backbone alone, without prefix."""
-        return _without_prefix(self.state_dict)
+        return _backbone_weights(self.state_dict)
 
 
-def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source: Optional[str] = None) -> Converted:
-    """Recognises a checkpoint by its keys and shapes and renames it to this package's names.
+def convert(
+    state_dict: Dict[str, Tensor], family: Optional[str] = None, source: Optional[str] = None
+) -> ConversionResult:
+    """Recognizes a checkpoint by its keys and shapes and renames it to this package's names.
 
     Args:
         state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them.
@@ -67,88 +60,49 @@ def convert(state_dict: Dict[str, Tensor], family: Optional[str] = None, source:
         source: Accept only this layout, such as ``'official'``.
 
     Returns:
-        The renamed weights and what is known of them, see :class:`Converted`.
+        The renamed weights and the config that fits them.
 
     Raises:
-        CheckpointError: An unknown family or layout, keys that no rule covers or without which the
-            others would mean something else, weights missing from which the variant is told, or
-            copies of a shared tensor that disagree.
+        CheckpointError: The family or layout is unknown. A key has no rule, or the model does not support it. A weight
+            that tells the variant is missing or misshapen. Copies of a shared tensor differ.
     """
-    allowed = _layouts(family, source)
-    layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
-    if layout is None or layout not in allowed:
-        wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
-        found = f', but {layout.family}/{layout.source}' if layout else ''
-        raise CheckpointError(
-            f'the keys fit no{wanted} layout{found}; known are {_known()}; '
-            f'first keys: {", ".join(list(state_dict)[:5])}'
-        )
-
-    rules = layout.rules()
-    renamed: Dict[str, Tensor] = {}
-    origin: Dict[str, str] = {}
-    dropped: Dict[str, str] = {}
-    unmatched: List[str] = []
-    for key, value in state_dict.items():
-        match, target = next(((m, t) for m, t in ((p.fullmatch(key), t) for p, t in rules) if m), (None, None))
-        if match is None:
-            unmatched.append(key)
-        elif isinstance(target, Drop):
-            dropped[key] = target.reason
-        elif isinstance(target, Refuse):
-            raise CheckpointError(f'{layout.family}/{layout.source}: {key} {target.reason}')
-        else:
-            name = target.format(**match.groupdict())
-            if name not in renamed:
-                renamed[name], origin[name] = value, key
-            elif torch.equal(renamed[name], value):
-                dropped[key] = 'equal copy of a shared tensor'
-            else:
-                raise CheckpointError(f'{origin[name]} and {key} are one shared tensor, but differ')
-    if unmatched:
-        raise CheckpointError(
-            f'{layout.family}/{layout.source} has no rule for {len(unmatched)} keys: {", ".join(unmatched[:5])}'
-        )
-    empty = [name for name, value in renamed.items() if name.startswith('backbone.') and not value.numel()]
+    layout = _recognize(state_dict, family, source)
+    name = f'{layout.family}/{layout.source}'
+    renamed, dropped = _rename(state_dict, layout)
+    empty = [key for key, value in renamed.items() if key.startswith(PREFIX) and not value.numel()]
     if empty:
-        raise CheckpointError(f'{layout.family}/{layout.source} with empty weights (in our names): {empty[0]}')
-    weights = _Watched(renamed)
+        raise CheckpointError(f'{name} with empty weights (in our names): {empty[0]}')
     try:
-        if layout.finish:
-            layout.finish(weights, dropped)
-        renamed = dict(weights)
-        weights = _Watched(_without_prefix(renamed))
-        backbone_cfg = layout.backbone_cfg(weights)
-    except Exception as error:  # whatever weights that are not as they should be make it raise
-        reason = error.args[0] if isinstance(error, KeyError) else f'{weights.read}: {error}'
-        raise CheckpointError(
-            f'{layout.family}/{layout.source} with missing or misshapen weights (in our names): {reason}'
-        ) from error
-    return Converted(renamed, layout.family, layout.source, backbone_cfg, dropped)
+        if layout.postprocess:
+            layout.postprocess(renamed, dropped)
+        backbone_cfg, assumed = MODELS.get(layout.model_name).infer_cfg(_backbone_weights(renamed))
+    except ValueError as error:
+        raise CheckpointError(f'{name} with missing or misshapen weights (in our names): {error}') from error
+    return ConversionResult(renamed, layout.family, layout.source, backbone_cfg, assumed, dropped)
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:
-    """Renames weights from this package's names to another layout, the way back of :func:`convert`.
+    """Renames weights from this package's names to another layout, as the inverse of :func:`convert`.
 
     Args:
-        state_dict: Weights in whole-model names, such as :attr:`Converted.state_dict`.
-        family: Such as ``'plainvit'``.
+        state_dict: Weights in whole-model names, such as :attr:`ConversionResult.state_dict`.
+        family: Family of the weights, such as ``'plainvit'``.
         source: Layout to write, such as ``'timm'``.
 
     Returns:
         The same tensors under the other names.
 
     Raises:
-        CheckpointError: An unknown family or layout, or weights that it has no name for.
+        CheckpointError: The family or layout is unknown, or has no name for some weights.
     """
-    layout = _layouts(family, source)[0]
+    layout = _select_layouts(family, source)[0]
     rules = layout.inverse_rules()
-    if layout.restore:
-        state_dict = layout.restore(state_dict)
+    if layout.preprocess_export:
+        state_dict = layout.preprocess_export(state_dict)
     renamed: Dict[str, Tensor] = {}
     unmatched: List[str] = []
     for key, value in state_dict.items():
-        match, target = next(((m, t) for m, t in ((p.fullmatch(key), t) for p, t in rules) if m), (None, None))
+        match, target = _first_match(rules, key)
         if match is None:
             unmatched.append(key)
         else:
@@ -158,17 +112,62 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
     return renamed
 
 
-def _layouts(family: Optional[str], source: Optional[str]) -> List[Layout]:
+def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Optional[str]) -> Layout:
+    allowed = _select_layouts(family, source)
+    layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
+    if layout is None or layout not in allowed:
+        wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
+        found = f', but {layout.family}/{layout.source}' if layout else ''
+        raise CheckpointError(
+            f'the keys fit no{wanted} layout{found}; the layouts are {_layout_names()}; '
+            f'first keys: {", ".join(list(state_dict)[:5])}'
+        )
+    return layout
+
+
+def _rename(state_dict: Dict[str, Tensor], layout: Layout) -> Tuple[Dict[str, Tensor], Dict[str, str]]:
+    """Returns the weights in our names, and the dropped keys with their reasons."""
+    name = f'{layout.family}/{layout.source}'
+    rules = layout.rules()
+    renamed: Dict[str, Tensor] = {}
+    origin: Dict[str, str] = {}
+    dropped: Dict[str, str] = {}
+    unmatched: List[str] = []
+    for key, value in state_dict.items():
+        match, target = _first_match(rules, key)
+        if match is None:
+            unmatched.append(key)
+        elif isinstance(target, Dropped):
+            dropped[key] = target.reason
+        elif isinstance(target, Unsupported):
+            raise CheckpointError(f'{name}: {key} {target.reason}')
+        else:
+            ours = target.format(**match.groupdict())
+            if ours not in renamed:
+                renamed[ours], origin[ours] = value, key
+            elif torch.equal(renamed[ours], value):
+                dropped[key] = 'equal copy of a shared tensor'
+            else:
+                raise CheckpointError(f'{origin[ours]} and {key} are one shared tensor, but differ')
+    if unmatched:
+        raise CheckpointError(f'{name} has no rule for {len(unmatched)} keys: {", ".join(unmatched[:5])}')
+    return renamed, dropped
+
+
+def _first_match(rules: list, key: str) -> tuple:
+    return next(((m, target) for m, target in ((p.fullmatch(key), t) for p, t in rules) if m), (None, None))
+
+
+def _select_layouts(family: Optional[str], source: Optional[str]) -> List[Layout]:
     layouts = [x for x in LAYOUTS if family in (None, x.family) and source in (None, x.source)]
     if not layouts:
-        raise CheckpointError(f'no layout {family or "*"}/{source or "*"}; known are {_known()}')
+        raise CheckpointError(f'no layout {family or "*"}/{source or "*"}; the layouts are {_layout_names()}')
     return layouts
 
 
-def _known() -> str:
+def _layout_names() -> str:
     return ', '.join(dict.fromkeys(f'{layout.family}/{layout.source}' for layout in LAYOUTS))
 
 
-def _without_prefix(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    prefix = 'backbone.'
-    return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+def _backbone_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    return {key[len(PREFIX) :]: value for key, value in state_dict.items() if key.startswith(PREFIX)}

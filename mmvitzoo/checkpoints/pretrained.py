@@ -1,4 +1,4 @@
-"""What ``init_cfg=dict(type='Pretrained')`` does on a backbone of this package."""
+"""Loads checkpoints for ``init_cfg=dict(type='Pretrained')`` on a backbone of this package."""
 
 import re
 from collections import Counter
@@ -8,21 +8,26 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .conversion import convert
-from .reading import CheckpointError, load
+from .reading import CheckpointError, download_once_per_node, is_url, load
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None) -> None:
-    """Loads a checkpoint of any known layout into a backbone and logs what it was.
+    """Loads a checkpoint of any known layout into a backbone and logs its layout and variant.
+
+    In a distributed run every process has to call it: the first process of each node downloads an address, and the
+    others wait.
 
     Args:
-        backbone: A backbone of this package.
+        backbone: A backbone of this package, or of a subclass.
         checkpoint: A file or http(s) address, see :func:`mmvitzoo.checkpoints.load`.
-        prefix: Read only the keys below it, such as ``'backbone.'``, and take it off.
+        prefix: Read only the keys below it, such as ``'backbone.'``, and remove it.
 
     Raises:
-        CheckpointError: The file cannot be read, is of another family or variant, or lacks
-            weights of the backbone.
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file cannot be read, is of another family or variant, or lacks weights of the backbone.
     """
+    if is_url(checkpoint):
+        download_once_per_node(checkpoint)
     state_dict = load(checkpoint)
     if prefix:
         prefix = prefix.rstrip('.') + '.'
@@ -31,33 +36,30 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
             raise CheckpointError(f'{checkpoint}: no key starts with {prefix!r}')
     name = type(backbone).__name__
     try:
-        converted = convert(state_dict, family=name.lower())
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from None
-    try:
-        backbone.check_converted(converted)
+        result = convert(state_dict, family=backbone.family)
+        backbone.check_conversion(result)
     except ValueError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     try:
-        missing, unexpected = backbone.load_state_dict(converted.backbone, strict=False)
+        missing, unexpected = backbone.load_state_dict(result.backbone, strict=False)
     except RuntimeError as error:
         details = ' '.join(str(error).split('\n')[:4])
         raise CheckpointError(
-            f'{checkpoint}: holds {name} of arch {converted.arch}, which the model is not: {details}'
+            f'{checkpoint}: holds {name} of arch {result.description}, which the model is not: {details}'
         ) from None
-    absent = [x for x in backbone.may_lack if not any(re.fullmatch(x, key) for key in converted.backbone)]
+    absent = [x for x in backbone.may_lack if not any(re.fullmatch(x, key) for key in result.backbone)]
     new = [key for key in missing if any(re.fullmatch(x, key) for x in absent)]
     missing = [key for key in missing if key not in new]
     if missing:
         raise CheckpointError(f'{checkpoint}: lacks {len(missing)} weights of {name}: {", ".join(missing[:5])}')
     print_log(
-        f'{name}: loaded {len(converted.backbone) - len(unexpected)} tensors of arch {converted.arch} '
-        f'from {checkpoint} ({converted.source} layout)',
+        f'{name}: loaded {len(result.backbone) - len(unexpected)} tensors of arch {result.description} '
+        f'from {checkpoint} ({result.source} layout)',
         logger='current',
     )
     if new:
         print_log(f'{name}: {len(new)} weights are new, such as {new[0]}', logger='current')
-    others = [key for key in converted.state_dict if not key.startswith('backbone.')]
-    reasons = [*converted.dropped.values(), *['not in this backbone'] * len([*unexpected, *others])]
+    others = [key for key in result.state_dict if not key.startswith('backbone.')]
+    reasons = [*result.dropped.values(), *['not in this backbone'] * len([*unexpected, *others])]
     for reason, count in Counter(reasons).items():
         print_log(f'{name}: left out {count} tensors of {checkpoint}: {reason}', logger='current')

@@ -1,28 +1,26 @@
-"""Files to flat state dicts, without ever executing what a file asks for."""
+"""Reads checkpoint files of every format as flat state dicts."""
 
 import hashlib
-import io
 import os
 import pickle
-import zipfile
 from pathlib import Path
-from typing import IO, Any, Dict, Mapping, Union
+from typing import Any, Dict, Mapping, Union
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
+from mmengine.dist import barrier, get_rank, is_distributed
 from mmengine.logging import print_log
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .unpickling import ArrayUnpickler, TorchUnpickler
+from .safe_pickle import read_arrays, read_torch_legacy, read_torch_zip
 
-# Where training frameworks put the weights, in the order in which we look.
+# Keys under which training frameworks store the weights, in the order of the search.
 WRAPPERS = ('state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema')
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint we can read, or weights that do not belong to a model."""
+    """A file that is no readable checkpoint, or weights that do not belong to a model."""
 
     def __init__(self, message: str) -> None:
         # Keys in a file may have any length and any characters; the message is one line.
@@ -32,11 +30,10 @@ class CheckpointError(ValueError):
 def load(path: Union[str, Path]) -> Dict[str, Tensor]:
     """Reads the weights of a checkpoint file.
 
-    The format is told from the content: PyTorch (``.pth``, ``.pt``, ``.bin``; zip or legacy),
-    safetensors, or a pickle of NumPy arrays (Detectron2's ``.pkl``). Weights are unwrapped from
-    ``state_dict``, ``model``, ``model_state``, ``model_ema`` or ``state_dict_ema``, in this order,
-    and a ``module.`` prefix is taken off. Nothing in the file is executed, and how much memory
-    it takes up is a matter of its size, not of what it claims.
+    The content tells the format: PyTorch (``.pth``, ``.pt``, ``.bin``; zip or legacy), safetensors, or a pickle of
+    NumPy arrays (Detectron2's ``.pkl``). Weights are unwrapped from ``state_dict``, ``model``, ``model_state``,
+    ``model_ema`` or ``state_dict_ema``, in this order, and a ``module.`` prefix is removed. Nothing in the file is
+    executed. The memory depends on the size of the file, not on the sizes that the file claims.
 
     Args:
         path: A local file, or an http(s) address, which is downloaded once to torch's hub cache.
@@ -46,37 +43,76 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is truncated, of another kind, asks for code to be executed, claims
-            more data than it has, or cannot be downloaded.
+        CheckpointError: The file is truncated, has another format, asks for code to be executed, claims more data
+            than it has, or cannot be downloaded.
     """
-    file = _local(str(path))
+    url = str(path) if is_url(path) else None
+    file = download(url) if url else str(path)
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f'{path}: no such checkpoint file (a local file or an http(s) address is allowed)')
     try:
         return _unwrap(_read(file))
-    except Exception as error:  # whatever a broken file makes its parser raise
-        if file != str(path):
-            os.unlink(file)  # not to be taken for the download next time
+    except Exception as error:  # parsers raise anything on a broken file
+        if url:
+            Path(file).unlink(missing_ok=True)  # the next call would take it for the download
         if isinstance(error, CheckpointError):
             raise CheckpointError(f'{path}: {error}') from error.__cause__
         reason = error if isinstance(error, pickle.UnpicklingError) else repr(error)
         raise CheckpointError(f'{path}: cannot be read as a checkpoint: {reason}') from error
 
 
-def _local(path: str) -> str:
-    url = urlparse(path)
-    if url.scheme in ('http', 'https'):
-        # Addresses of different files often end alike.
-        name = f'{hashlib.sha256(path.encode()).hexdigest()[:8]}-{os.path.basename(url.path)}'
-        target = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
-        if not os.path.exists(target):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(path, target)
-            except OSError as error:
-                raise CheckpointError(f'{path}: cannot be downloaded: {error}') from error
-        return target
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path}: no such checkpoint file (a local file or an http(s) address is allowed)')
-    return path
+def is_url(path: Union[str, Path]) -> bool:
+    """Returns True for an http(s) address."""
+    return urlparse(str(path)).scheme in ('http', 'https')
+
+
+def download(url: str) -> str:
+    """Downloads a file to torch's hub cache, unless it is there.
+
+    Args:
+        url: An http(s) address.
+
+    Returns:
+        Path of the local file.
+
+    Raises:
+        CheckpointError: The file cannot be downloaded.
+    """
+    target = _cache_path(url)
+    if not os.path.exists(target):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, target)
+        except OSError as error:
+            raise CheckpointError(f'{url}: cannot be downloaded: {error}') from error
+    return target
+
+
+def download_once_per_node(url: str) -> None:
+    """Downloads a file in the first process of each node, while the others wait.
+
+    Every process of a distributed run has to call it. Afterwards :func:`load` finds the file in the cache.
+
+    Args:
+        url: An http(s) address.
+
+    Raises:
+        CheckpointError: The file cannot be downloaded; raised in every process of the node.
+    """
+    rank = int(os.environ.get('LOCAL_RANK', get_rank())) if is_distributed() else 0
+    try:
+        if rank == 0:
+            download(url)
+    finally:
+        barrier()  # reached after a failure as well: the other processes wait here
+    if not os.path.exists(_cache_path(url)):
+        raise CheckpointError(f'{url}: the first process of this node could not download it')
+
+
+def _cache_path(url: str) -> str:
+    # The names of different files often end alike.
+    name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{os.path.basename(urlparse(url).path)}'
+    return os.path.join(torch.hub.get_dir(), 'checkpoints', name)
 
 
 def _read(path: str) -> Any:
@@ -85,60 +121,14 @@ def _read(path: str) -> Any:
         start = file.read(16)
         file.seek(0)
         if start.startswith(b'PK\x03\x04'):
-            return _read_torch(file, size)
+            return read_torch_zip(file, size)
         if torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little') in start:
-            return _read_legacy_torch(file, size)
+            return read_torch_legacy(file, size)
         if start[8:9] == b'{':
             return load_file(path)
         if start.startswith(b'\x80'):
-            return ArrayUnpickler(file, size).load()
+            return read_arrays(file, size)
     raise CheckpointError(f'is neither a PyTorch checkpoint nor safetensors nor a pickle; it starts with {start!r}')
-
-
-def _read_torch(file: IO[bytes], size: int) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        root = names[0].split('/')[0]
-
-        def record(name: str) -> bytes:
-            info = archive.getinfo(f'{root}/{name}')
-            if info.compress_type != zipfile.ZIP_STORED:  # a few bytes could become any number
-                raise CheckpointError(f'is a compressed archive, which PyTorch does not write: {info.filename}')
-            return archive.read(info)
-
-        if f'{root}/constants.pkl' in names:
-            raise CheckpointError('is a TorchScript program, not a checkpoint')
-        if f'{root}/byteorder' in names and record('byteorder') != b'little':
-            raise CheckpointError('was written by a big-endian machine')
-        unpickler = TorchUnpickler(io.BytesIO(record('data.pkl')), size)
-        content = unpickler.load()
-        for key, storage in unpickler.storages.items():
-            _fill(storage, record(f'data/{key}'))
-    return content
-
-
-def _read_legacy_torch(file: IO[bytes], size: int) -> Any:
-    """Five pickles one after the other, then the data of the storages."""
-    for _ in ('magic number', 'version', 'system'):
-        ArrayUnpickler(file, size).load()
-    unpickler = TorchUnpickler(file, size)
-    content = unpickler.load()
-    keys = ArrayUnpickler(file, size).load()
-    if keys != sorted(unpickler.storages):
-        raise CheckpointError('lacks the data of some tensors')
-    for key in keys:
-        storage = unpickler.storages[key]
-        if int.from_bytes(file.read(8), 'little') != len(storage):
-            raise CheckpointError('has another number of values than its tensors claim')
-        _fill(storage, file.read(len(storage) * storage.element_size()))
-    return content
-
-
-def _fill(storage: Tensor, data: bytes) -> None:
-    target = storage.view(torch.uint8).numpy()
-    if len(data) != len(target):
-        raise CheckpointError(f'has {len(data)} bytes of data where its tensors claim {len(target)}')
-    target[:] = np.frombuffer(data, np.uint8)
 
 
 def _unwrap(content: Any) -> Dict[str, Tensor]:
@@ -163,7 +153,7 @@ def _unwrap(content: Any) -> Dict[str, Tensor]:
     if not weights:
         raise CheckpointError(f'holds no weights, but {str(found)[:200]}')
     if others:
-        print_log(f'Left out of the checkpoint, since no tensors: {", ".join(others)}', logger='current')
+        print_log(f'Entries of the checkpoint that are no tensors are ignored: {", ".join(others)}', logger='current')
     if all(key.startswith('module.') for key in weights):
         weights = {key[len('module.') :]: value for key, value in weights.items()}
     return weights

@@ -153,8 +153,9 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _corners(boxes: Tensor) -> Tuple[Tensor, Tensor]:
-    """Returns the corners of boxes (..., 5) relative to their centers, and the edge from each corner to the next, both
-    (..., 4, 2).
+    """Returns the corners of boxes (..., 5) relative to their centers, and the edges between them.
+
+    Both are (..., 4, 2); edge i leads from corner i to the next one.
     """
     signs = boxes.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     x, y = (boxes[..., None, 2:4] / 2 * signs).unbind(-1)

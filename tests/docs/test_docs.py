@@ -1,4 +1,4 @@
-"""The documentation builds, and what it says is run."""
+"""The documentation builds, and its examples and commands run."""
 
 import inspect
 import os
@@ -19,18 +19,17 @@ from test_readme import COMMANDS as COMMANDS_OF_README
 import mmvitzoo
 from mmvitzoo.analysis.cost import measure
 from mmvitzoo.checkpoints import save
-from mmvitzoo.checkpoints.conversion import LAYOUTS
-from mmvitzoo.checkpoints.layout import Drop
+from mmvitzoo.checkpoints.layouts import LAYOUTS, Dropped
 from mmvitzoo.inference import load_model
 from mmvitzoo.models import MPViT, MViTv2, PlainViT, ScalableViT, SimpleFeaturePyramid, ViTAE
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / 'docs'
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-PATH = re.compile(r'# (\S+/\S+)\n')  # first line of a block that is a file of the project
+PATH = re.compile(r'# (\S+/\S+)\n')  # first line of a block that is a file
 PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob('*.md'))}
 BACKBONES = (MPViT, MViTv2, ScalableViT, PlainViT, ViTAE)
-FAMILY = PAGES.pop('adding_a_family')  # run as a whole
+FAMILY_PAGE = PAGES.pop('adding_a_family')  # test_adding_a_family runs it as a whole
 EXAMPLES = [
     (page, block)
     for page, text in PAGES.items()
@@ -39,8 +38,8 @@ EXAMPLES = [
 ]
 
 
-def test_site(tmp_path):
-    """Builds with every warning an error: links to pages, headings, files and our own names lead somewhere."""
+def test_site_builds_without_warnings_and_documents_all_exports(tmp_path):
+    """Broken links to pages, headings, files and names of the package are warnings."""
     options = ['-q', '-W', '--keep-going', '-d']
     command = [sys.executable, '-m', 'sphinx', *options, tmp_path / 'cache', DOCS, tmp_path / 'html']
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -48,13 +47,13 @@ def test_site(tmp_path):
     for page in DOCS.rglob('*.md'):
         assert (tmp_path / 'html' / page.relative_to(DOCS)).with_suffix('.html').exists()
 
-    # A page shows what it includes, and links are for the folder of the page.
+    # Links of included files are relative to the folder of the page.
     family = (tmp_path / 'html/families/mpvit.html').read_text()
     assert 'href="../model_zoo.html"' in family
     assert re.search('download="" href="[^"]*/mpvit-tiny_8xb128_in1k.py"', family)
     assert 'href="families/vitdet.html"' in (tmp_path / 'html/detectron2.html').read_text()
 
-    # What a package exports is documented.
+    # All exported classes and functions are documented.
     documented = re.findall(r'<dt class="sig[^>]* id="([\w.]+)"', (tmp_path / 'html/api.html').read_text())
     documented = {id(resolve_name(name)) for name in documented}
     packages = [mmvitzoo, *(import_module(x.name) for x in walk_packages(mmvitzoo.__path__, 'mmvitzoo.') if x.ispkg)]
@@ -64,8 +63,8 @@ def test_site(tmp_path):
 
 
 @pytest.mark.parametrize('page, example', EXAMPLES, ids=lambda x: x if x in PAGES else '')
-def test_config_of(page, example, tmp_path):
-    """The model is built and computes its shapes, so that heads fit their backbone."""
+def test_config_example_builds_and_computes_shapes(page, example, tmp_path):
+    """Channels of backbone, neck and heads fit."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
     path = tmp_path / 'configs/vitdet/example.py'
     path.write_text(example)
@@ -75,7 +74,7 @@ def test_config_of(page, example, tmp_path):
 
 @pytest.fixture(scope='module')
 def prepared(mock_datasets):
-    """Checkpoints as the first training leaves them, with random weights."""
+    """Adds the checkpoints of the first training, with random weights."""
     torch.manual_seed(0)
     weights = load_model('mask-rcnn_mpvit-tiny_fpn_mini-coco').state_dict()
     for path in {path for text in PAGES.values() for path in re.findall(r'work_dirs/mini/epoch_\d+\.pth', text)}:
@@ -84,8 +83,8 @@ def prepared(mock_datasets):
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```python', text, re.MULTILINE)])
-def test_python_of(page, prepared, monkeypatch, capsys):
-    """One block after the other, in one namespace; a block of text is what the one before it printed."""
+def test_python_blocks_run(page, prepared, monkeypatch, capsys):
+    """The blocks of a page share a namespace; a text block is the output of the block before it."""
     monkeypatch.chdir(prepared)
     blocks, values = BLOCK.findall(PAGES[page]), {}
     for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
@@ -96,7 +95,7 @@ def test_python_of(page, prepared, monkeypatch, capsys):
                 assert capsys.readouterr().out == text
 
 
-# Commands of which other tests see to it that they work.
+# Commands that other tests run.
 ELSEWHERE = {
     'make [a-z-]+': 'unit/test_setup_env.py',
     'python -m mmvitzoo.ops': 'unit/ops/test_install.py',
@@ -113,7 +112,7 @@ ELSEWHERE = {
 
 @pytest.fixture
 def echo(tmp_path):
-    """Programs that say how they were called, in place of those that start processes on other machines."""
+    """Returns a PATH on which srun and torchrun print their arguments instead of starting processes."""
     for name in ('srun', 'torchrun'):
         (tmp_path / name).write_text('#!/bin/sh\necho "$(basename "$0")" "$@"\n')
         (tmp_path / name).chmod(0o755)
@@ -121,7 +120,7 @@ def echo(tmp_path):
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if re.search('^```bash', text, re.MULTILINE)])
-def test_commands_of(page, run, run_tool, clean_mock_datasets, echo):
+def test_bash_blocks_run(page, run, run_tool, clean_mock_datasets, echo):
     blocks = BLOCK.findall(PAGES[page])
     for (language, block), (following, text) in zip(blocks, [*blocks[1:], ('', '')]):
         if language != 'bash':
@@ -141,14 +140,14 @@ def test_commands_of(page, run, run_tool, clean_mock_datasets, echo):
                 assert text in output
 
 
-def test_other_tests_run_the_other_commands():
+def test_commands_of_other_tests_are_used_and_tested():
     used = ''.join(block for text in PAGES.values() for language, block in BLOCK.findall(text) if language == 'bash')
     for pattern, path in ELSEWHERE.items():
         assert re.search(f'^{pattern}', used, re.MULTILINE) and (ROOT / 'tests' / path).exists(), pattern
 
 
-def test_family(tmp_path):
-    """The files and changes of the page, in a copy of the project, pass the tests that it names."""
+def test_adding_a_family(tmp_path):
+    """The files and changes of the page pass the linter and the tests of the page, in a copy of the project."""
     for name in ('mmvitzoo', 'configs', 'tools', 'tests'):
         ignored = shutil.ignore_patterns('__pycache__', 'golden', '.mim')
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
@@ -157,7 +156,7 @@ def test_family(tmp_path):
     for name in ('pyproject.toml', 'model-index.yml'):
         shutil.copy(ROOT / name, tmp_path)
     written, commands = [], []
-    for language, block in BLOCK.findall(FAMILY):
+    for language, block in BLOCK.findall(FAMILY_PAGE):
         if language == 'diff':
             for change in re.split('^--- ', block, flags=re.MULTILINE)[1:]:
                 apply(change, tmp_path)
@@ -171,7 +170,7 @@ def test_family(tmp_path):
     assert len(written) == 6
     env = dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1')
     assert len(commands) == 2
-    commands[0] += "' and not compiles' tests/unit/models/test_twins.py"  # compiling takes longer than all others
+    commands[0] += "' and not compiles' tests/unit/models/test_twins.py"  # compiling takes longer than all other tests
     python_files = ' '.join(name for name in written if name.endswith('.py'))
     lint = [f'python -m ruff {action} {python_files}' for action in ('check', 'format --check')]
     for command in [*lint, *commands]:
@@ -183,18 +182,19 @@ def test_family(tmp_path):
 
 
 def apply(change, root):
+    """Applies a change, a file name followed by hunks, to a file that contains each hunk once."""
     name, _, hunks = change.partition('\n')
     content = (root / name).read_text()
     for hunk in re.split('^@@\n', hunks, flags=re.MULTILINE):
         lines = hunk.splitlines(keepends=True)
         old, new = (''.join(line[1:] for line in lines if line[0] in signs) for signs in (' -', ' +'))
-        assert content.count(old) == 1, f'{name} has not: {old}'
+        assert content.count(old) == 1, f'{name} does not contain: {old}'
         content = content.replace(old, new)
     (root / name).write_text(content)
 
 
-def test_layouts_of_the_converters():
-    """Every layout has its row, in the order in which they are tried, with the keys that tell it."""
+def test_layout_table_equals_layouts():
+    """Every layout has a row with the keys of its signature, in the order of recognition."""
     section = PAGES['converters'].split('## Layouts')[1].split('\n## ')[0]
     listed = {}
     family = None
@@ -202,22 +202,22 @@ def test_layouts_of_the_converters():
         cells = [cell.strip() for cell in line.split('|')]
         family = cells[0].strip('`') or family
         listed[family, cells[1].strip('`')] = cells[3]
-    tried = list(dict.fromkeys((layout.family, layout.source) for layout in LAYOUTS))
-    assert sorted(listed) == sorted(tried)
-    for family in {family for family, _ in tried}:
-        assert [x for x in listed if x[0] == family] == [x for x in tried if x[0] == family]
+    layouts = list(dict.fromkeys((layout.family, layout.source) for layout in LAYOUTS))
+    assert sorted(listed) == sorted(layouts)
+    for family in {family for family, _ in layouts}:
+        assert [x for x in listed if x[0] == family] == [x for x in layouts if x[0] == family]
     for layout in LAYOUTS:
         keys = [key[len('backbone.') :] if key.startswith('backbone.') else key for key in layout.signature]
         assert any(key in listed[layout.family, layout.source] for key in keys), layout.signature
 
 
-def test_reasons_of_the_converters():
-    reasons = {target.reason for layout in LAYOUTS for target in layout.table.values() if isinstance(target, Drop)}
+def test_reasons_of_dropped_weights_are_listed():
+    reasons = {target.reason for layout in LAYOUTS for target in layout.table.values() if isinstance(target, Dropped)}
     assert len(reasons) >= 10 and all(f'| {reason} |' in PAGES['converters'] for reason in reasons)
 
 
 def originals():
-    """Classes whose arguments the page on migration lists, by its heading."""
+    """Yields headings of the migration page with the original classes whose arguments they list."""
     import mmpretrain.models as mmpretrain
     import timm.models as timm
     from mmseg.models.backbones import VisionTransformer
@@ -230,17 +230,17 @@ def originals():
     yield "timm's `VisionTransformer` and `VisionTransformerSAM`", timm.vision_transformer_sam.VisionTransformerSAM
 
 
-def test_migration_names_every_argument():
+def test_migration_lists_every_argument_of_the_originals():
     sections = re.split('^###? ', PAGES['migrating'], flags=re.MULTILINE)
     sections = dict(section.split('\n', 1) for section in sections)
     for heading, original in originals():
         arguments = set(inspect.signature(original).parameters) - {'kwargs'}
-        lacking = [name for name in arguments if not re.search(rf'\b{name}\b', sections[heading])]
-        assert not lacking, f'{heading}: {", ".join(lacking)}'
+        missing = [name for name in arguments if not re.search(rf'\b{name}\b', sections[heading])]
+        assert not missing, f'{heading}: {", ".join(missing)}'
 
 
-def test_migration_leads_to_our_arguments():
-    """What stands before a = in a column headed by one of our classes."""
+def test_migration_names_only_existing_arguments():
+    """Checks each name before = in the column of this package."""
     known = {name for ours in (*BACKBONES, SimpleFeaturePyramid) for name in inspect.signature(ours).parameters}
     known |= {key for ours in BACKBONES for key in next(iter(ours.arch_zoo.values()))}
     known |= {'type', 'checkpoint', 'eps', 'head', 'mid_channels', 'data_preprocessor', 'pad_size_divisor'}
@@ -252,7 +252,7 @@ def test_migration_leads_to_our_arguments():
 
 
 @pytest.mark.parametrize('backbone', BACKBONES)
-def test_channels(backbone):
+def test_channel_table_equals_out_channels(backbone):
     (line,) = re.findall(rf'^\| `{backbone.__name__}` .* \| (.*) \|$', PAGES['use_in_a_project'], re.MULTILINE)
     listed = {}
     for part in line.split(';'):
@@ -269,7 +269,7 @@ def test_spelling():
     assert done.stdout == '' and done.returncode == 0
 
 
-def test_versions_agree():
+def test_versions_of_hooks_and_citation_agree():
     pins = dict(
         line.split('==')
         for name in ('tests', 'docs')
@@ -284,8 +284,8 @@ def test_versions_agree():
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('.github/ISSUE_TEMPLATE/*.yml')), ids=lambda path: path.stem)
-def test_issue_forms(path):
-    """What GitHub asks of a form."""
+def test_issue_forms_have_required_fields(path):
+    """Checks the fields that GitHub requires."""
     form = yaml.safe_load(path.read_text())
     assert form['name'] and form['description'] and form['body']
     identifiers = [element['id'] for element in form['body']]

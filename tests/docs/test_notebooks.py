@@ -1,4 +1,4 @@
-"""The notebooks run and find what they should; what is committed of them is what a run has left."""
+"""The notebooks run with the expected results, and the committed outputs are those of a run."""
 
 import json
 import os
@@ -12,16 +12,16 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / 'docs' / 'notebooks').
 
 
 def execute(name, parameters, check, folder):
-    """Runs a notebook with other parameters, and a last cell that has to pass; returns its pictures."""
+    """Runs a notebook with other parameters and the check as an additional last cell; returns its pictures."""
     import nbformat
     from nbclient import NotebookClient
 
     (path,) = [path for path in NOTEBOOKS if path.stem == name]
     notebook = nbformat.read(path, as_version=4)
-    (place,) = [i for i, cell in enumerate(notebook.cells) if 'parameters' in cell.metadata.get('tags', ())]
-    assert all(re.search(f'^{key} = ', notebook.cells[place].source, re.MULTILINE) for key in parameters)
+    (index,) = [i for i, cell in enumerate(notebook.cells) if 'parameters' in cell.metadata.get('tags', ())]
+    assert all(re.search(f'^{key} = ', notebook.cells[index].source, re.MULTILINE) for key in parameters)
     source = '\n'.join(f'{key} = {value!r}' for key, value in parameters.items())
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source))
     notebook.cells.append(nbformat.v4.new_code_cell(check))
     env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', IPYTHONDIR=str(folder / 'ipython'))
     client = NotebookClient(notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(folder)}})
@@ -37,8 +37,8 @@ def pictures(notebook):
     return [output.data['image/jpeg'] for output in outputs(notebook) if 'image/jpeg' in output.get('data', ())]
 
 
-def test_fine_tune(workspace, tmp_path):
-    """On eight images in two classes: the loss falls, checkpoint and metrics are there, the detector predicts."""
+def test_fine_tune_trains_and_predicts(workspace, tmp_path):
+    """With eight images of two classes, the loss decreases and the detector predicts both classes only."""
     mini = workspace / 'data' / 'mini'
     (tmp_path / 'own' / 'annotations').mkdir(parents=True)
     for split in ('train', 'val'):
@@ -51,7 +51,7 @@ def test_fine_tune(workspace, tmp_path):
         coco['categories'] = [dict(id=9, name='odd'), dict(id=5, name='even')]
         (tmp_path / 'own' / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
     check = """
-assert train.classes == ['odd', 'even'] and sum(train.boxes) > 8
+assert split.classes == ['odd', 'even'] and sum(boxes) > 8
 assert cfg.model.bbox_head.num_classes == 2 and runner.model.bbox_head.num_classes == 2
 assert runner.iter == len(losses) == 16 and Path(last).name == 'epoch_4.pth'
 assert losses[-1]['loss'] < 0.99 * losses[0]['loss'], (losses[0], losses[-1])
@@ -64,15 +64,15 @@ assert found and {x['class'] for x in found} <= {'odd', 'even'}
     assert len(execute('fine_tune', parameters, check, tmp_path)) == 4
 
 
-def test_compare_backbones(tmp_path, load_golden):
-    """Costs are those of the model zoo, shapes those of the contract, weights those of a file."""
+def test_compare_backbones_shows_cost_shapes_and_features(tmp_path, load_golden):
+    """Cost equals that of the model zoo, shapes follow the contract, and weights come from a file."""
     torch.save({'model': load_golden('mpvit_tiny_official').state_dict}, tmp_path / 'mpvit.pth')
     check = """
 assert [type(x).__name__ for x in backbones.values()] == ['MPViT', 'MViTv2', 'ScalableViT', 'PlainViT', 'ViTAE']
 assert all(x.training is False for x in backbones.values())
 found = torch.load('mpvit.pth')['model']['stem.0.conv.weight']
 assert torch.equal(backbones[names[0]].state_dict()['stem.0.conv.weight'], found)
-# The published classifier's parameters and operations, without its head of 1000 classes.
+# Parameters and FLOPs of the published classifier without its head of 1000 classes.
 assert params[names[0]] == 5843736 - 217 * 1000
 assert abs(flops(backbones[names[0]], (224, 224)) / (1654164352 - 216 * 1000) - 1) < 1e-4
 assert all(len(costs[name]) == len(times[name]) == len(shapes[name]) == 2 for name in names)
@@ -90,8 +90,8 @@ for name in names:
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_outputs(path):
-    """Of one run from top to bottom, without errors, warnings and names of a machine's folders; not large."""
+def test_committed_outputs_are_clean(path):
+    """Outputs of a single run without errors, warnings and absolute paths; the file is small."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)

@@ -1,4 +1,4 @@
-"""Every command and example of the README works."""
+"""All commands and examples of the README run."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch._subclasses import FakeTensorMode
 
 from mmvitzoo.inference import read_image
 
@@ -15,61 +16,62 @@ README = (ROOT / 'README.md').read_text()
 COMMANDS = ''.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL)).splitlines()
 EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
-# Commands that are not run here: by `make` and CI, by tests of the installation, of the page and of the zoo's names.
+# Commands that CI or the tests of the installation, the web page and the model zoo run.
 ELSEWHERE = re.compile(r'make( |$)|pip install |python -m mmvitzoo\.(app|ops)|mim download ')
 TRAINING = re.compile(r'mim train |python tools/train\.py |tools/dist_train\.sh ')
 TESTING = re.compile(r'mim test |python tools/test\.py |tools/dist_test\.sh ')
-# One iteration and two images to evaluate on, by what the name of a config says; where even a detector of one
-# iteration finds something.
+# Options for the shortest training, by dataset. After one iteration a detector has to find something.
 SHORT = {
     'mini': 'train_dataloader.dataset.indices=4 train_cfg.max_epochs=1 val_dataloader.dataset.indices=2 '
     'test_dataloader.dataset.indices=2',
     'coco': 'train_cfg.max_iters=1 train_cfg.val_interval=1 train_dataloader.batch_size=1 '
     'val_dataloader.dataset.indices=1 test_dataloader.dataset.indices=1 model.train_cfg.rcnn.sampler.num=32 '
-    'model.test_cfg.rcnn.score_thr=0 model.test_cfg.rcnn.max_per_img=10',
+    'model.test_cfg.rcnn.score_thr=0 model.test_cfg.rcnn.max_per_img=10 '
+    'model.roi_head.bbox_head.fc_out_channels=64 model.train_cfg.rpn_proposal.max_per_img=50',
     'in1k': 'train_dataloader.dataset.indices=4 train_dataloader.batch_size=2 train_cfg.max_epochs=6 '
     'train_cfg.val_interval=6 val_dataloader.dataset.indices=2',
 }
 
 
-def small_images(value, path):
-    """Options that make the sizes to which a pipeline resizes a quarter of COCO's."""
+def small_image_options(value, path):
+    """Yields options that resize images to a quarter of COCO's sizes."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key in ('scale', 'scales'):
                 yield f'{path}.{key}=' + ('(333,200)' if key == 'scale' else '[(333,200)]')
             else:
-                yield from small_images(item, f'{path}.{key}')
+                yield from small_image_options(item, f'{path}.{key}')
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from small_images(item, f'{path}.{i}')
+            yield from small_image_options(item, f'{path}.{i}')
 
 
-def shortened(command):
-    """The command with less work, and with the names of the checkpoints that less work leaves."""
+def shorten(command):
+    """Returns the command with a shorter training and the checkpoint names that it writes."""
     command = re.sub('epoch_[0-9]+', 'epoch_1', re.sub('iter_[0-9]+', 'iter_1', command))
     if not (TRAINING.match(command) or TESTING.match(command)):
         return command.replace('data/mini/val --out', 'data/mini/val/000001.jpg --out')
     name = re.search(r'\b[\w/.-]+\.py', re.sub(r'tools/\w+\.(py|sh)', '', command))[0]
     config = Config.fromfile(name)
     kind = re.search('mini|coco|in1k', name)
-    options = ['default_hooks.logger.interval=1', SHORT[kind[0] if kind else 'coco']]  # or the user's own, from COCO's
+    # my_config.py derives from a COCO config.
+    options = ['default_hooks.logger.interval=1', SHORT[kind[0] if kind else 'coco']]
     if kind is None or kind[0] == 'coco':
         for split in ('train', 'val', 'test'):
             pipeline = config[f'{split}_dataloader'].dataset.pipeline
-            options += small_images(pipeline, f'{split}_dataloader.dataset.pipeline')
-    # A GPU's worth of work where eight are named; two processes where eight would be started.
+            options += small_image_options(pipeline, f'{split}_dataloader.dataset.pipeline')
+    # One process instead of eight GPUs, two processes instead of eight.
     command = re.sub(' 8$', ' 2', command.replace(' --gpus 8 --launcher pytorch', ' --gpus 0'))
     return f'{command} --cfg-options {" ".join(options)}'
 
 
-def test_commands(run, run_tool, workspace, clean_mock_datasets, monkeypatch):
-    """In the order of the README, since some need what others made."""
+def test_commands_run(run, run_tool, workspace, clean_mock_datasets, monkeypatch):
+    """Runs the commands in order, since some need the files of others."""
     monkeypatch.chdir(workspace)
     commands = [command for command in COMMANDS if not ELSEWHERE.match(command)]
     assert any(map(TRAINING.match, commands)) and any(map(TESTING.match, commands))
     for command in commands:
-        short = shortened(command)
+        short = shorten(command)
         if TRAINING.match(command) or TESTING.match(command) or not command.startswith('python tools/'):
             output = run(short, PORT='29517')
         else:
@@ -93,23 +95,23 @@ def test_commands(run, run_tool, workspace, clean_mock_datasets, monkeypatch):
 
 
 def example(*texts):
-    """The Python example that holds certain texts."""
+    """Returns the only Python block that contains the texts."""
     (found,) = [block for block in EXAMPLES if all(text in block for text in texts)]
     return found
 
 
 @pytest.mark.parametrize('backbone, detector', [('MPViT', 'RetinaNet'), ('PlainViT', 'MaskRCNN')])
-def test_config_for_another_project(tmp_path, backbone, detector):
+def test_config_example_builds_a_detector(tmp_path, backbone, detector):
     (tmp_path / 'config.py').write_text(example('_base_', f"type='{backbone}'"))
     config = Config.fromfile(tmp_path / 'config.py')
     init_default_scope(config.default_scope)
-    with torch.device('meta'):
-        model = MODELS.build(config.model)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without data
+        model = MODELS.build(config.model).eval()
         assert type(model.backbone).__name__ == backbone and type(model).__name__ == detector
         assert len(model.extract_feat(torch.zeros(1, 3, 64, 64))) == 5
 
 
-def test_choosing():
+def test_model_list_example():
     values, block = {}, example('list_models')
     exec(block, values)
     assert values['config'].model.backbone.type == 'MPViT'
@@ -123,12 +125,12 @@ def test_conversion_example(tmp_path, monkeypatch, load_golden):
     monkeypatch.chdir(tmp_path)
     values = {}
     exec(example('convert('), values)
-    converted = values['converted']
-    assert (converted.family, converted.source, converted.arch) == ('mpvit', 'official', 'tiny')
-    MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
+    result = values['result']
+    assert (result.family, result.source, result.arch) == ('mpvit', 'official', 'tiny')
+    MODELS.build(result.backbone_cfg).load_state_dict(result.backbone, strict=True)
 
 
-def test_nothing_is_left_to_fill_in():
+def test_no_placeholders_remain():
     assert not re.search('@[A-Z]+@|TODO', README)
 
 
@@ -138,6 +140,7 @@ PAGES += ['docs/model_zoo.md', 'docs/detectron2.md', 'docs/performance.md']
 
 @pytest.mark.parametrize('page', PAGES)
 def test_links(page):
+    """Links to files of the repository exist."""
     links = re.findall(r'\]\(([^)#]+)', (ROOT / page).read_text())
     missing = [x for x in links if not x.startswith('https://') and not (ROOT / page).parent.joinpath(x).exists()]
     assert links and not missing

@@ -1,4 +1,4 @@
-"""Number of random cases: 1,000 in all, or as many as the environment variable MMVITZOO_FUZZ says."""
+"""Number of random cases: 1,000 in all, or the value of the environment variable MMVITZOO_FUZZ."""
 
 import os
 
@@ -6,10 +6,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 CASES = int(os.environ.get('MMVITZOO_FUZZ', 1000))
-seeds = st.integers(0, 2**64)  # for choices that are evenly distributed
+seeds = st.integers(0, 2**64)  # for evenly distributed choices
 
 
 def fuzz(per_thousand):
-    """Runs a test with its share of the cases; the shares of all tests add up to 1,000."""
+    """Gives a test its share of the cases; the shares of all tests add up to 1,000."""
     cases = max(1, CASES * per_thousand // 1000)
     return settings(max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck))

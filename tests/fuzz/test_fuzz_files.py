@@ -1,4 +1,4 @@
-"""Random files: a right result or one clear error, and nothing executed."""
+"""Random files: the right weights or one clear error, and nothing is executed."""
 
 import argparse
 import collections
@@ -28,12 +28,12 @@ from evil import (
     build,
     call,
     dtype,
+    encode,
     little_memory,
     name,
     outcome,
     program,
     same,
-    spell,
     stored,
     update,
     write,
@@ -44,7 +44,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmvitzoo.checkpoints import reading
-from mmvitzoo.checkpoints.unpickling import ArrayUnpickler
+from mmvitzoo.checkpoints.safe_pickle import ArrayUnpickler
 
 WEIGHTS = {'stem.weight': torch.arange(12.0).view(3, 4), 'stem.bias': torch.ones(3, dtype=torch.float16)}
 
@@ -56,7 +56,7 @@ def path(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """What is logged would be longer than all else, and the first line of a log imports modules."""
+    """Disables the log, which would be long and whose first line imports modules."""
     monkeypatch.setattr(reading, 'print_log', lambda line, logger: None)
 
 
@@ -79,7 +79,7 @@ VALID = valid_files()
 @fuzz(240)
 @given(seed=seeds)
 def test_damaged_files(path, seed):
-    """Cut off, overwritten, longer or shorter."""
+    """Truncated, overwritten, with bytes inserted or removed."""
     random = Random(seed)
     form = random.choice(sorted(VALID))
     content = VALID[form]
@@ -101,7 +101,7 @@ def test_damaged_files(path, seed):
         same(loaded, WEIGHTS)
 
 
-# ---------------------------------------------------------------- pickles that ask for more than weights
+# ---------------------------------------------------------------- hostile pickles
 
 ALLOWED = sorted(ArrayUnpickler(io.BytesIO(), 0).names)
 TARGET = Path(tempfile.gettempdir()) / f'executed-{os.getpid()}'
@@ -154,7 +154,7 @@ def deeper(trees):
 
 
 trees = st.recursive(leaves, deeper, max_leaves=12)
-PLACES = [
+CONTEXTS = [
     lambda x: x,
     lambda x: {'model': {'w': x}},
     lambda x: {'model': {'v': array(), 'w': x}, 'epoch': 3},
@@ -167,41 +167,41 @@ PLACES = [
 
 
 @fuzz(140)
-@given(form=st.sampled_from(FILES), place=st.sampled_from(PLACES), tree=trees)
-def test_pickles_of_allowed_names(path, form, place, tree):
-    """Whatever is made of the names that mean something: neither executed nor changed."""
+@given(form=st.sampled_from(FILES), context=st.sampled_from(CONTEXTS), tree=trees)
+def test_pickles_of_allowed_names(path, form, context, tree):
+    """Any combination of the known names: nothing is executed and no global changes."""
     with little_memory():
-        write(path, form, program(place(tree)))
+        write(path, form, program(context(tree)))
         outcome(path)
 
 
 @fuzz(90)
 @given(
     form=st.sampled_from(FILES),
-    place=st.sampled_from(PLACES),
+    context=st.sampled_from(CONTEXTS),
     bomb=st.sampled_from(FORBIDDEN) | st.text(min_size=1, max_size=9).map('x.{}'.format),
     attribute=st.sampled_from(['', '.__init__', '.__globals__', '.system']),
     args=st.lists(st.sampled_from(TEXTS) | trees, max_size=3),
     depth=st.integers(0, 20),
-    kind=st.sampled_from(['call', 'chain', 'attribute', 'new', 'state', 'object']),
+    use=st.sampled_from(['call', 'chain', 'attribute', 'new', 'state', 'object']),
 )
-def test_bombs(path, form, place, bomb, attribute, args, depth, kind):
-    """A name that means nothing to us ends the reading, wherever it stands."""
+def test_unknown_names_anywhere(path, form, context, bomb, attribute, args, depth, use):
+    """An unknown name ends the reading, in any position and use."""
     bomb = name((bomb + attribute).replace('\n', ''))
-    if kind == 'chain':
+    if use == 'chain':
         bomb = call('builtins.getattr', bomb, '__globals__')
-    elif kind == 'attribute':
+    elif use == 'attribute':
         bomb = call('builtins.getattr', name(HISTORY), attribute[1:])
-    elif kind == 'new':
+    elif use == 'new':
         bomb = Op(b'\x81', bomb, tuple(args))
-    elif kind == 'state':
+    elif use == 'state':
         bomb = build(call(HISTORY), {'mean': bomb})
-    elif kind == 'call':
+    elif use == 'call':
         bomb = call(bomb, *args)
     for i in range(depth):
         bomb = [bomb] if i % 3 else {'state_dict': bomb}
     with little_memory():
-        write(path, form, program(place(bomb)))
+        write(path, form, program(context(bomb)))
         assert outcome(path) is None and not TARGET.exists()
 
 
@@ -213,24 +213,26 @@ OPCODES = [
 @fuzz(70)
 @given(
     form=st.sampled_from(FILES),
-    soup=st.lists(st.sampled_from(OPCODES) | st.binary(max_size=3) | leaves.map(spell), max_size=30).map(b''.join),
+    opcodes=st.lists(st.sampled_from(OPCODES) | st.binary(max_size=3) | leaves.map(encode), max_size=30).map(b''.join),
 )
-def test_opcodes_at_random(path, form, soup):
+def test_random_opcodes(path, form, opcodes):
     with little_memory():
-        write(path, form, b'\x80\x04' + soup)
+        write(path, form, b'\x80\x04' + opcodes)
         outcome(path)
 
 
-# ---------------------------------------------------------------- files that claim more than they have
+# ---------------------------------------------------------------- claims of more data than the file has
 
 huge = st.sampled_from([2**31 - 1, 2**32 - 1, 2**33, 10**12, 2**62, 2**63 - 1, 2**64 - 1]) | st.integers(2**31, 2**66)
 
 
 @fuzz(40)
-@given(form=st.sampled_from(FILES), place=st.sampled_from(PLACES), claim=st.sampled_from([*CLAIMS.values()]), n=huge)
-def test_claims(path, form, place, claim, n):
+@given(
+    form=st.sampled_from(FILES), context=st.sampled_from(CONTEXTS), claim=st.sampled_from([*CLAIMS.values()]), n=huge
+)
+def test_claims(path, form, context, claim, n):
     with little_memory():
-        write(path, form, program(place(claim(n))))
+        write(path, form, program(context(claim(n))))
         outcome(path)
 
 
@@ -286,12 +288,12 @@ MEMBERS += ['a/data.pkl', 'a/data/0', 'a/data/1', 'A/DATA/0', 'b/data.pkl', 'a/c
     claims=st.lists(st.tuples(st.sampled_from([8, 10, 20, 24, 28, 30, 42]), st.integers(0, 5), huge), max_size=2),
 )
 def test_members_of_archives(tmp_path, members, key, first, claims):
-    """Whatever they are called and claim to be: nothing is written, and what is read are the right bytes."""
+    """Any names, methods and sizes of members: nothing is written, and loaded weights are right."""
     usual = {'a/version': b'3\n', 'a/data.pkl': program({'w': stored('zip', key=key)}), 'a/data/0': bytes(16)}
     usual = [(*member, zipfile.ZIP_STORED) for member in usual.items()]
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w') as archive, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of names that are there twice
+        warnings.simplefilter('ignore')  # names that occur twice
         for member, data, method in usual + members if first else members + usual:
             archive.writestr(zipfile.ZipInfo(member), data, method)
     content = bytearray(file.getvalue())
@@ -310,7 +312,7 @@ def test_members_of_archives(tmp_path, members, key, first, claims):
         same(loaded, {'w': torch.zeros(4)})
 
 
-# ---------------------------------------------------------------- contents of every kind
+# ---------------------------------------------------------------- valid files of any content
 
 
 def endless():
@@ -351,7 +353,7 @@ wrapped = st.recursive(
 
 
 def expected(content):
-    """What the weights in there are."""
+    """Returns the weights that `load` should find."""
     for _ in range(6):
         inside = [content[key] for key in reading.WRAPPERS if type(content.get(key)) is dict]
         if not inside:
@@ -373,8 +375,8 @@ def expected(content):
     content=wrapped | st.sampled_from([*OTHERS, *TENSORS, endless()]),
     strange=st.sampled_from([None] * 9 + STRANGE),
 )
-def test_contents(path, form, content, strange):
-    """Wrapped and mixed up as can be: exactly the weights, or an error if there are none or unreadable ones."""
+def test_contents_of_torch_files(path, form, content, strange):
+    """Nested and mixed contents: exactly the weights, or an error if there are none or unreadable ones."""
     if strange is not None:
         content = {'x': strange, 'y': content}
     torch.save(content, path, _use_new_zipfile_serialization=form == 'zip')
@@ -387,7 +389,7 @@ def test_contents(path, form, content, strange):
 
 @fuzz(40)
 @given(protocol=st.integers(2, 5), content=wrapped, order=st.sampled_from('CF'))
-def test_contents_in_numpy(path, protocol, content, order):
+def test_contents_of_array_pickles(path, protocol, content, order):
     def in_numpy(x):
         if isinstance(x, dict):
             return {key: in_numpy(value) for key, value in x.items()}

@@ -1,8 +1,11 @@
-"""A training on images of one's own."""
+"""A training with a config of tools/adapt_config.py."""
 
+import importlib.util
 import json
 import re
+from pathlib import Path
 
+import make_mini_coco
 import pytest
 import torch
 from mmengine.config import Config
@@ -11,16 +14,20 @@ from mmengine.runner import Runner
 
 from mmvitzoo import get_config
 from mmvitzoo.checkpoints import load
-from mmvitzoo.datasets import adapt_config, build_mini_coco, mini_coco
 
+spec = importlib.util.spec_from_file_location(
+    'adapt_config', Path(__file__).resolve().parents[2] / 'tools' / 'adapt_config.py'
+)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
 MINI = 'retinanet_scalablevit-mini_fpn_mini-coco'
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Four images and two, in three classes."""
-    monkeypatch.setattr(mini_coco, 'NUM_IMAGES', dict(train=4, val=2))
-    build_mini_coco(tmp_path / 'own')
+    """A folder of four training and two validation images in three classes."""
+    monkeypatch.setattr(make_mini_coco, 'NUM_IMAGES', dict(train=4, val=2))
+    make_mini_coco.build_mini_coco(tmp_path / 'own')
     for path in (tmp_path / 'own' / 'annotations').iterdir():
         coco = json.loads(path.read_text())
         for ann in coco['annotations']:
@@ -34,7 +41,7 @@ def test_adapted_config_trains_from_another_detector(own, tmp_path, capfd):
     init_default_scope('mmdet')
     detector = MODELS.build(get_config(MINI).model)
     torch.save({'state_dict': detector.state_dict()}, tmp_path / 'detector.pth')
-    adapt_config(MINI, own, tmp_path / 'mine.py', checkpoint=str(tmp_path / 'detector.pth'), epochs=1)
+    tool.adapt_config(MINI, own, tmp_path / 'mine.py', checkpoint=str(tmp_path / 'detector.pth'), epochs=1)
     config = Config.fromfile(tmp_path / 'mine.py')
     config.work_dir = str(tmp_path / 'work')
     options = {'default_hooks.logger.interval': 1, 'model.test_cfg.score_thr': 0}
@@ -44,7 +51,7 @@ def test_adapted_config_trains_from_another_detector(own, tmp_path, capfd):
     Runner.from_cfg(config).train()
     output = capfd.readouterr().out
     assert len(re.findall(r'Epoch\(train\).* loss: [0-9]', output)) == 2 and 'coco/bbox_mAP' in output
-    # Only what depends on the classes stays as it was made.
+    # Only weights that depend on the classes keep their random values.
     assert 'size mismatch for bbox_head.retina_cls.weight' in output and output.count('size mismatch') == 2
     trained = load(tmp_path / 'work' / 'epoch_1.pth')
     assert trained['bbox_head.retina_cls.weight'].shape[0] == 9 * 3

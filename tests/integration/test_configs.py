@@ -1,4 +1,4 @@
-"""Every config is read and its model has the size in its metafile; one model of each kind computes."""
+"""All configs: inheritance, number of parameters, and a training and an inference step of each kind of model."""
 
 import ctypes
 import gc
@@ -11,9 +11,20 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
-from zoo_configs import FOLDERS, LISTED, NAMES, as_text, group_by, read_config, read_stock_config, without_scope
+from zoo_configs import (
+    FOLDERS,
+    LISTED,
+    NAMES,
+    ROOT,
+    as_text,
+    bases,
+    group_by,
+    read_config,
+    read_stock_config,
+    without_scope,
+)
 
-# MMSegmentation's configs of the same rows, with its own backbone.
+# MMSegmentation's configs of the same models, with its own backbone.
 MMSEG = {
     f'vit/{ours}_8xb2-{schedule}_ade20k-512x512.py': f'mmseg::vit/vit_{theirs}_8xb2-{schedule}_ade20k-512x512.py'
     for ours, theirs, schedules in (
@@ -42,22 +53,40 @@ def build_on_meta(config):
 
 @lru_cache(maxsize=None)
 def count_of_mmsegmentation(model):
-    """Parameters of one of its models, whose constructor computes and therefore needs real tensors."""
+    """Counts the parameters of a model of MMSegmentation, whose constructor needs real tensors."""
     init_default_scope('mmseg')
     return count(MODELS.build(json.loads(model)), without='.projection.bias')
+
+
+def levels(path):
+    """Counts the levels of inheritance of a config; a toolbox's file counts as one level."""
+    return 1 + max((1 if '::' in base else levels((path.parent / base).resolve()) for base in bases(path)), default=0)
+
+
+def test_inheritance(subtests):
+    """Configs have at most three levels, no base in another family's folder, and ``_base_`` has no unused file."""
+    root, used = ROOT / 'configs', set()
+    paths = sorted(root.rglob('*.py'))
+    for path in paths:
+        with subtests.test(str(path.relative_to(root))):
+            ours = [(path.parent / base).resolve().relative_to(root) for base in bases(path) if '::' not in base]
+            assert levels(path) <= 3
+            assert {base.parts[0] for base in ours} <= {'_base_', path.relative_to(root).parts[0]}
+            used.update(ours)
+    assert {path.relative_to(root) for path in paths if '_base_' in path.parts} <= used
 
 
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_parameters(folder, subtests):
-    """Each config builds a model with the number of parameters in its metafile."""
+    """The model of each config has the number of parameters in its metafile."""
     for name in (name for name in NAMES if name.startswith(f'{folder}/')):
         with subtests.test(name):
             assert count(build_on_meta(read_config(name))) == LISTED[name]['Metadata']['Parameters']
 
 
-def test_batch_size_of_the_learning_rate():
-    """Scaling the rate by the batch size starts from the GPUs that the file name or the recipe says."""
+def test_base_batch_size():
+    """``auto_scale_lr`` has the batch size of the recipe: images per GPU times the GPUs in the file name, or 8 GPUs."""
     for name in NAMES:
         config = read_config(name)
         if 'auto_scale_lr' in config and 'mini' not in name:
@@ -67,7 +96,7 @@ def test_batch_size_of_the_learning_rate():
 
 
 def types_in(value):
-    """Classes that a config names, without those of data, assigners, losses and the like."""
+    """Yields the ``type`` of all modules in a model's config, without norms, activations and training settings."""
     if isinstance(value, dict):
         if 'type' in value:
             yield str(value['type'])
@@ -79,8 +108,8 @@ def types_in(value):
             yield from types_in(item)
 
 
-def kind(config):
-    """What tells kinds of models apart: the classes of backbone, neck, detector and heads."""
+def module_types(config):
+    """Returns the classes of detector, backbone, neck and heads, which distinguish kinds of models."""
     return sorted(set(types_in(config.model)))
 
 
@@ -89,12 +118,12 @@ def size(name):
 
 
 def build_trainable(name, tmp_path):
-    """A model with random weights that takes images of 64 x 96 pixels."""
+    """Builds a model with random weights for images of 64 x 96 pixels."""
     config = read_config(name)
     init_default_scope(config.default_scope)
-    config.model.backbone.pop('init_cfg', None)  # a file of the authors
+    config.model.backbone.pop('init_cfg', None)  # names a file of the authors
     if config.default_scope == 'mmdet':
-        # These would pad the small images to 1024.
+        # Do not pad the small images to 1024 pixels.
         config.model.data_preprocessor.pop('batch_augments', None)
         config.model.data_preprocessor.pad_size_divisor = 32
         few_regions(config.model)
@@ -112,7 +141,7 @@ def build_trainable(name, tmp_path):
 
 
 def few_regions(model):
-    """Limits what detectors in two stages look at, which is most of their time and memory here."""
+    """Limits the regions of a two-stage detector, which take most of its time and memory here."""
     if 'rpn_head' in model:
         model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 20
         model.test_cfg.rcnn.max_per_img = 10
@@ -122,7 +151,7 @@ def few_regions(model):
 
 
 def free_memory():
-    """Returns the memory of models that are gone to the system; the C library would keep it."""
+    """Gives the memory of deleted models back to the system; the C library would keep it."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, 'malloc_trim'):
@@ -131,10 +160,10 @@ def free_memory():
 
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_computes(folder, subtests, tmp_path):
-    """The smallest model of each kind computes losses, gradients of all parameters and predictions."""
+def test_training_and_inference_step(folder, subtests, tmp_path):
+    """The smallest model of each kind gives finite losses, gradients of all parameters and predictions."""
     checks = dict(mmpretrain=check_classifier, mmseg=check_segmentor, mmdet=check_detector)
-    for members in group_by(kind, NAMES):
+    for members in group_by(module_types, NAMES):
         name = min(members, key=size)
         if name.startswith(f'{folder}/'):
             with subtests.test(f'{name} for {", ".join(members)}'):
@@ -143,7 +172,7 @@ def test_computes(folder, subtests, tmp_path):
 
 
 def check_gradients(model, losses):
-    """DistributedDataParallel refuses parameters without a gradient."""
+    """Checks that every parameter has a gradient, since DistributedDataParallel refuses others."""
     total = sum(
         x.sum()
         for key, value in losses.items()
@@ -151,19 +180,19 @@ def check_gradients(model, losses):
         for x in (value if isinstance(value, list) else [value])
     )
     assert total.isfinite()
-    lacking = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    missing = {p: name for name, p in model.named_parameters() if p.requires_grad}
 
-    def forget(p):  # at once, since all gradients take as much memory as the model
-        del lacking[p]
+    def discard(p):  # immediately, since all gradients together take as much memory as the model
+        del missing[p]
         p.grad = None
 
-    for p in lacking:
-        p.register_post_accumulate_grad_hook(forget)
+    for p in missing:
+        p.register_post_accumulate_grad_hook(discard)
     total.backward()
-    assert not list(lacking.values())
+    assert not list(missing.values())
 
 
-# Two images of 64 x 96 for the loss: a BatchNorm needs several values at stride 32.
+# The loss takes two images of 64 x 96 pixels: BatchNorm needs several values at stride 32.
 
 
 def check_classifier(model):
@@ -231,9 +260,9 @@ def check_detector(model):
 @pytest.mark.stack
 @pytest.mark.parametrize('name', MMSEG)
 def test_equals_the_config_of_mmsegmentation(name):
-    """All but the backbone resolves to the same as in its config; the backbone has as many parameters."""
+    """Everything but the backbone equals MMSegmentation's config; the backbone has as many parameters."""
     config, stock = read_config(name), read_stock_config(MMSEG[name])
-    # MMSegmentation 1.2 leaves out the bias of the patch embedding, which its checkpoints have.
+    # The patch embedding of MMSegmentation 1.2 has no bias, unlike that of its checkpoints.
     without = dict(pretrained=None, drop_path_rate=0)
     model = dict(stock.model, backbone=dict(stock.model.backbone, **without), data_preprocessor=None, pretrained=None)
     assert count(build_on_meta(config), without='.projection.bias') == count_of_mmsegmentation(as_text(model))
@@ -241,7 +270,7 @@ def test_equals_the_config_of_mmsegmentation(name):
     ours, theirs = (ConfigDict(without_scope(x._cfg_dict)) for x in (config, stock))
     for key in ('train_dataloader', 'val_dataloader', 'optim_wrapper'):
         assert ours[key] == theirs[key], key
-    # Its file for DeiT-S and 160k inherits the schedule of 80k.
+    # MMSegmentation's DeiT-S config for 160k inherits the 80k schedule.
     iterations = 160000 if '160k' in name else 80000
     assert ours.train_cfg.max_iters == ours.param_scheduler[1]['end'] == iterations
     assert ours.default_hooks.checkpoint.interval == ours.train_cfg.val_interval == iterations // 10
@@ -258,12 +287,12 @@ def test_equals_the_config_of_mmsegmentation(name):
 @pytest.mark.stack
 @pytest.mark.parametrize('arch', ['tiny', 'small', 'base', 'large'])
 def test_equals_the_config_of_mmpretrain(arch):
-    """All but the class of MViTv2 and the weight decay resolves to the same as in MMPretrain's config."""
+    """Everything but the class of the backbone and the weight decay equals MMPretrain's config."""
     name = f'mvitv2-{arch}_8xb256_in1k.py'
     ours, theirs = read_config(f'mvitv2/{name}'), read_stock_config(f'mmpretrain::mvit/{name}')
     ours, theirs = (without_scope(config._cfg_dict) for config in (ours, theirs))
     del ours['custom_imports'], theirs['model']['backbone']['type'], ours['model']['backbone']['type']
-    # The authors' for all; MMPretrain has it for the base variant alone.
+    # MMPretrain has the authors' weight decay only for the base variant.
     assert ours['optim_wrapper']['optimizer'].pop('weight_decay') == 0.05
     assert theirs['optim_wrapper']['optimizer'].pop('weight_decay') == (0.05 if arch == 'base' else 0.3)
     assert ours == theirs
@@ -300,7 +329,7 @@ def test_layer_decay_of_mmpretrain():
         ),
     )
     rates = {group['param_name']: group['lr'] for group in wrapper.optimizer.param_groups}
-    # A stem, 8 depths of blocks, a head.
+    # 10 depths: the stem, 8 of blocks, the head.
     assert rates['head.fc.weight'] == 1
     assert rates['backbone.stages.3.aggregate.conv.weight'] == 0.5
     assert rates['backbone.stages.0.paths.0.blocks.0.attn.qkv.weight'] == 0.5**8

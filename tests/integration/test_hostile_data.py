@@ -1,4 +1,4 @@
-"""What users' data do to a training and an inference: odd images, odd annotations, numbers that are none."""
+"""Training and inference with unusual data: extreme image sizes, degenerate annotations, NaN and infinity."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ every_detector = pytest.mark.parametrize('name', [MASK_RCNN, VITDET])
 
 @pytest.fixture(scope='module')
 def images(workspace, tmp_path_factory):
-    """A photograph with its semantic map, and photographs of extreme sizes."""
+    """A photograph with its semantic map, and images of extreme sizes."""
     folder = tmp_path_factory.mktemp('images')
     photo = cv2.imread(str(workspace / 'data' / 'mini' / 'train' / '000001.jpg'))[:HEIGHT, :WIDTH]
     grey = cv2.cvtColor(photo, cv2.COLOR_BGR2GRAY)
@@ -45,7 +45,7 @@ def images(workspace, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained():
-    """A config and its model, built once."""
+    """Configs with their models, each built once."""
     built = {}
 
     def trained(name):
@@ -53,9 +53,9 @@ def trained():
             config = Config.fromfile(ROOT / 'configs' / name)
             init_default_scope(config.default_scope)
             if name == FPN:
-                # MMSegmentation looks up the weight of ignored pixels, too, and fails; issues 3734 and 3831 there.
+                # MMSegmentation looks up a class weight of ignored pixels as well; see its issues 3734 and 3831.
                 config.model.decode_head.loss_decode.class_weight = None
-            if name == CLASSIFIER:  # the Runner hands it to the model
+            if name == CLASSIFIER:  # the Runner passes it to the model
                 config.model.data_preprocessor = config.data_preprocessor
             torch.manual_seed(0)
             built[name] = config, MODELS.build(config.model)
@@ -71,7 +71,7 @@ def pipeline(config, mode):
 
 
 def sample(config, mode, image, semantic='map.png'):
-    """What the config's pipeline makes of an image of a class, with a semantic map."""
+    """Runs the config's pipeline on an image with a class label and a semantic map."""
     meta = dict(img_path=str(image), gt_label=3, seg_map_path=str(image.parent / semantic), seg_fields=[])
     return Compose(pipeline(config, mode))(dict(meta, reduce_zero_label=False, label_map=None))
 
@@ -83,7 +83,7 @@ def annotation(box, **kwargs):
 
 
 def detection(config, mode, folder, tmp_path, contents, resize=None):
-    """Samples of the config's data set for files with annotations."""
+    """Builds the samples of the config's dataset for files with annotations."""
     infos, annotations = [], []
     for i, (name, found) in enumerate(contents):
         height, width = cv2.imread(str(folder / name)).shape[:2]
@@ -96,19 +96,19 @@ def detection(config, mode, folder, tmp_path, contents, resize=None):
     if resize:
         steps.insert(-1, dict(type='Resize', scale=resize, keep_ratio=True))
     data = DATASETS.build(dict(dataset, ann_file=str(tmp_path / 'coco.json'), pipeline=steps))
-    assert len(data) == len(contents)  # as configured here, MMDetection leaves no image out
+    assert len(data) == len(contents)  # as configured here, MMDetection filters no image
     return [data[i] for i in range(len(data))]
 
 
 def train_step(model, samples):
-    """The data of a step whose loss and gradients are finite."""
+    """Runs a training step, checks that its loss and gradients are finite, and returns its data."""
     model.train().zero_grad()
     data = model.data_preprocessor(pseudo_collate(samples), True)
     loss, _ = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     assert loss.isfinite()
     for name, value in model.named_parameters():
-        # Several processes wait for each other's gradients: none may be missing.
+        # Distributed training waits for every gradient: none may be missing.
         assert value.grad is not None and value.grad.isfinite().all(), name
     return data
 
@@ -129,7 +129,7 @@ def check_predictions(results, height, width):
 CROWD = dict(
     size=[HEIGHT, WIDTH], counts=rle.encode(np.asfortranarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))['counts'].decode()
 )
-OBJECTS = {  # annotations, and how many boxes are learned from
+OBJECTS = {  # boxes, and the number of them that training uses
     'none': ([], 0),
     'zero area': ([[10, 10, 0, 20], [10, 10, 20, 0], [10, 10, 0, 0]], 0),
     'negative area': ([[50, 50, -10, -10]], 0),
@@ -143,18 +143,18 @@ OBJECTS = {  # annotations, and how many boxes are learned from
 
 
 @pytest.mark.parametrize('case', OBJECTS)
-def test_boxes(case, images, trained, tmp_path):
+def test_degenerate_boxes(case, images, trained, tmp_path):
     config, model = trained(MASK_RCNN)
-    boxes, learned = OBJECTS[case]
+    boxes, num_used = OBJECTS[case]
     contents = [('photo.png', [annotation(box) for box in boxes])]
     data = train_step(model, detection(config, 'train', images, tmp_path, contents))
-    assert [len(x.gt_instances) for x in data['data_samples']] == [learned]
+    assert [len(x.gt_instances) for x in data['data_samples']] == [num_used]
 
 
 @every_detector
 @pytest.mark.parametrize('second', [[], [annotation(BOX)], [annotation(BOX, iscrowd=1, segmentation=CROWD)]])
 def test_batches_with_an_empty_image(name, second, images, trained, tmp_path):
-    """A batch without any object, half a batch, and objects that are not to be learned."""
+    """No object in the batch, in one of its images, and crowds alone, which are not trained on."""
     config, model = trained(name)
     contents = [('photo.png', []), ('photo.png', second)]
     train_step(model, detection(config, 'train', images, tmp_path, contents))
@@ -164,14 +164,14 @@ def test_batches_with_an_empty_image(name, second, images, trained, tmp_path):
 @every_detector
 @pytest.mark.parametrize('image, height, width', [('pixel.png', 1, 1), ('wide.png', 40, 10000)])
 def test_detectors_on_extreme_sizes(name, image, height, width, images, trained, tmp_path):
-    """Resized with their ratio kept, 10000 x 40 is one pixel high; padding makes it 32."""
+    """Resizing with the aspect ratio makes 10000 x 40 one pixel high, which padding extends to 32."""
     config, model = trained(name)
     contents = 2 * [(image, [annotation([0, 0, width, height])])]
     scale = (192, 160)
     data = train_step(model, detection(config, 'train', images, tmp_path, contents, scale))
     assert min(data['inputs'].shape[2:]) >= 32
     check_predictions(predict(model, detection(config, 'val', images, tmp_path, contents[:1], scale)), height, width)
-    if name == MASK_RCNN or image == 'pixel.png':  # as they are; ViTDet would take minutes for the wide one
+    if name == MASK_RCNN or image == 'pixel.png':  # without resizing; ViTDet would take minutes for the wide image
         check_predictions(predict(model, detection(config, 'val', images, tmp_path, contents[:1])), height, width)
 
 
@@ -183,7 +183,7 @@ def test_classifier_on_extreme_sizes(image, images, trained):
 
 
 def test_segmentor_on_extreme_sizes(images, trained, monkeypatch):
-    """A pixel, which pipelines of segmentors do not enlarge, is refused, or padded where a config says so."""
+    """An image of one pixel, which the pipeline does not enlarge, is refused unless the config pads it to 32."""
     config, model = trained(FPN)
     steps = [step for step in pipeline(config, 'val') if step.type != 'LoadAnnotations']
     pixel, wide = (Compose(steps)(dict(img_path=str(images / f'{name}.png'))) for name in ('pixel', 'wide'))
@@ -202,8 +202,8 @@ def test_ignored_semantic_maps(maps, images, trained):
     data = train_step(model, [sample(config, 'train', images / 'photo.png', name) for name in maps])
     ignored = [(x.gt_sem_seg.data == 255).all().item() for x in data['data_samples']]
     assert ignored == [name == 'ignored.png' for name in maps]
-    learned = any(value.grad.abs().sum() > 0 for value in model.parameters())
-    assert learned == (False in ignored)
+    has_gradient = any(value.grad.abs().sum() > 0 for value in model.parameters())
+    assert has_gradient == (False in ignored)
 
 
 @every_form
@@ -211,49 +211,49 @@ def test_ignored_semantic_maps(maps, images, trained):
 def test_nan_and_inf_propagate_per_image(form, number):
     model = slim(form).eval()
     x = torch.randn(3, 3, 70, 96)
-    broken = x.clone()
-    broken[1, 0, 30, 40] = number
+    corrupted = x.clone()
+    corrupted[1, 0, 30, 40] = number
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
-            maps, expected = model(broken), model(x)
-        for seen, clean in zip(maps, expected):
-            assert not seen[1].isfinite().all()
-            torch.testing.assert_close(seen[[0, 2]], clean[[0, 2]], rtol=1e-4, atol=1e-4)
+            maps, expected = model(corrupted), model(x)
+        for found, clean in zip(maps, expected):
+            assert not found[1].isfinite().all()
+            torch.testing.assert_close(found[[0, 2]], clean[[0, 2]], rtol=1e-4, atol=1e-4)
 
 
 def test_nan_propagates_through_the_pyramid():
     neck = SimpleFeaturePyramid(16, 8).eval()
     x = torch.randn(2, 16, 8, 12)
     expected = neck((x,))
-    x[1, 0, 0, 0] = NAN  # where sub-sampling looks, too
-    for seen, clean in zip(neck((x,)), expected):
-        assert seen[1].isnan().any() and torch.equal(seen[0], clean[0])
+    x[1, 0, 0, 0] = NAN  # a pixel that max pooling with stride 2 reads
+    for found, clean in zip(neck((x,)), expected):
+        assert found[1].isnan().any() and torch.equal(found[0], clean[0])
 
 
 class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that any operator has made."""
+    """Records the bytes of the largest tensor that an operator returns."""
 
     size = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [
+        sizes = [
             x.untyped_storage().nbytes()
             for x in (out if isinstance(out, (tuple, list)) else [out])
             if isinstance(x, torch.Tensor)
         ]
-        self.size = max([self.size, *made])
+        self.size = max([self.size, *sizes])
         return out
 
 
-# Attention to a whole strip with relative positions: a table has a row for each column and each column.
+# Forms with relative positions, whose attention to a whole strip needs a table with a row for each pair of columns.
 WITH_TABLES = ('vitdet', 'vitae', 'vitae_s', 'mvitv2', 'mvitv2_mlp', 'mvitv2_windows')
 
 
 @every_form
 @torch.no_grad()
-def test_strip(form):
-    """32 x 10000: memory grows with the tokens, and tables stay small."""
+def test_memory_of_a_strip_is_linear_in_its_width(form):
+    """For 32 x 10000 pixels, the tables of relative positions stay small."""
     model = slim(form).eval()
     sizes = []
     for width in (2500, 10000):

@@ -1,4 +1,4 @@
-"""MViTv2 beside living implementations of the same models: random weights, converted both ways, equal maps."""
+"""MViTv2 against implementations of other libraries: equal maps with random weights, converted both ways."""
 
 import pytest
 import timm
@@ -8,8 +8,8 @@ from forms import build_converted
 from mmvitzoo.checkpoints import CheckpointError, convert, export
 
 
-def randomise(model):
-    """Weights as if trained: what is built as zeros and ones counts, too."""
+def randomize(model):
+    """Sets random weights, also those that are initialized with zeros and ones."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -17,12 +17,12 @@ def randomise(model):
                 value.normal_(std=value[0].numel() ** -0.5)
             else:
                 value.normal_(mean=float('norm' in name and 'weight' in name), std=0.2)
-    model.eval()  # MMPretrain's returns None
+    model.eval()  # returns None in MMPretrain
     return model
 
 
-def resize_tables(peer, size):
-    """Makes timm's model one for images of another size, as the authors' does by itself."""
+def resize_rel_pos(peer, size):
+    """Resizes the relative positions of a timm model for another image size; the original model does so itself."""
     grid = [-(-side // 4) for side in size]
     for attn in (block.attn for stage in peer.stages for block in stage.blocks):
         strides = attn.pool_q.stride[0], attn.pool_k.stride[0]
@@ -41,15 +41,15 @@ def assert_equal(a, b, tolerance=1e-4):
 
 @pytest.mark.parametrize('size', [(224, 224), (250, 187)])
 def test_timm(size):
-    """Also at a size that 32 does not divide, where tables are interpolated and read at fractions."""
-    peer = randomise(timm.create_model('mvitv2_tiny'))
+    """At a size that 32 does not divide, tables are interpolated and indexed by fractional strides."""
+    peer = randomize(timm.create_model('mvitv2_tiny'))
     converted = convert(peer.state_dict())
     assert (converted.family, converted.source, converted.arch) == ('mvitv2', 'timm', 'tiny')
     assert not converted.dropped
     again = export(converted.state_dict, 'mvitv2', 'timm')
     assert again.keys() == peer.state_dict().keys()
     assert all(torch.equal(value, again[key]) for key, value in peer.state_dict().items())
-    resize_tables(peer, size)
+    resize_rel_pos(peer, size)
     x = torch.randn(2, 3, *size)
     with torch.no_grad():
         (features,) = build_converted(converted)(x)
@@ -62,10 +62,10 @@ def test_timm(size):
 @pytest.mark.stack
 @pytest.mark.parametrize('in_mlp', [{}, dict(dim_mul_in_attention=False)], ids=['attention', 'mlp'])
 def test_mmpretrain(in_mlp):
-    """With the channels of a stage doubled in its first attention, and in the MLP before it."""
+    """The channels of a stage are doubled in its first attention or in the MLP before it."""
     from mmpretrain.models.backbones import MViT
 
-    peer = randomise(MViT('tiny', **in_mlp))
+    peer = randomize(MViT('tiny', **in_mlp))
     weights = peer.state_dict()
     converted = convert(weights)
     assert (converted.source, converted.backbone_cfg) == ('mmpretrain', dict(type='MViTv2', arch='tiny', **in_mlp))
@@ -79,13 +79,13 @@ def test_mmpretrain(in_mlp):
 
 
 @pytest.mark.stack
-def test_mmpretrain_with_several_scales_is_another_network():
-    """Its stages read normalised maps: the weights would fit, and give other maps."""
+def test_mmpretrain_with_several_scales_is_refused():
+    """Stages read normalized maps there, so the weights would fit but give other maps."""
     from mmpretrain.models.backbones import MViT
 
     with torch.device('meta'):
         weights = MViT('tiny', out_scales=(0, 1, 2, 3)).state_dict()
-    with pytest.raises(CheckpointError, match='mvitv2/mmpretrain: norm0.weight .* read the normalised map'):
+    with pytest.raises(CheckpointError, match='mvitv2/mmpretrain: norm0.weight .* read the normalized map'):
         convert(weights)
 
 

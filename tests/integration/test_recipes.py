@@ -1,4 +1,4 @@
-"""Each distinct data pipeline of the recipes on real images; learning rates at the published milestones."""
+"""Data pipelines of the recipes on real images, and their learning rates over a whole training."""
 
 import json
 import math
@@ -12,18 +12,19 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from zoo_configs import FOLDERS, RECIPES, group_by, read_config
 
-IMAGES = dict(mmpretrain=1281167, mmdet=117266, mmseg=20210)  # of the training sets, as the toolboxes filter them
+# Training images of ImageNet-1k, COCO (without those that have no boxes) and ADE20K.
+IMAGES = dict(mmpretrain=1281167, mmdet=117266, mmseg=20210)
 
 
-def steps_of_epoch(config):
-    """With the GPUs that the recipe is for: those of the file's name, or 8."""
+def iterations_per_epoch(config):
+    """Counts the iterations of an epoch on the GPUs of the recipe: those in the file name, or 8."""
     gpus = re.search(r'_(\d+)xb', config.filename)
     images = IMAGES[config.default_scope] * config.train_dataloader.dataset.get('times', 1)
     return math.ceil(images / (int(gpus[1]) if gpus else 8) / config.train_dataloader.batch_size)
 
 
-def data_of(split):
-    """A key for configs with the same loader and preprocessor."""
+def data_key(split):
+    """Returns a function that is equal for configs with the same dataloader and preprocessor."""
 
     def key(config):
         model = config.model
@@ -36,21 +37,21 @@ def data_of(split):
 
 
 def groups_of(folder, split):
-    """Recipes with the same data, in the folder of the first of them."""
-    return [members for members in group_by(data_of(split), RECIPES) if members[0].startswith(f'{folder}/')]
+    """Lists the groups of recipes with the same data whose first config is in a folder."""
+    return [members for members in group_by(data_key(split), RECIPES) if members[0].startswith(f'{folder}/')]
 
 
 def next_batch(config, split):
-    """The first batch, as the model gets it."""
+    """Returns the first batch after the data preprocessor: at most 8 images."""
     init_default_scope(config.default_scope)
     loader = config[f'{split}_dataloader']
     loader.update(num_workers=0, persistent_workers=False, batch_size=min(loader.batch_size, 8))
     loader.pop('prefetch_factor', None)
-    if 'lvis' in config.filename:  # its annotations need a package of their own
+    if 'lvis' in config.filename:  # reading its annotations would need the package lvis
         dataset = loader.dataset.get('dataset', loader.dataset)
         dataset.update(type='CocoDataset', data_root='data/coco/', ann_file=f'annotations/instances_{split}2017.json')
         dataset.data_prefix = dict(img=f'{split}2017/')
-    if config.default_scope == 'mmpretrain':  # whose model puts this together
+    if config.default_scope == 'mmpretrain':  # its classifier merges these
         augments = config.model.get('train_cfg')
         preprocessor = dict(config.data_preprocessor, type='ClsDataPreprocessor', batch_augments=augments)
     else:
@@ -65,7 +66,7 @@ def next_batch(config, split):
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_training_pipeline(folder, mock_datasets, monkeypatch, subtests):
-    """A batch of the recipe's size, of at most 8 images."""
+    """Training batches have the size of the recipe's crops and valid annotations."""
     monkeypatch.chdir(mock_datasets)
     for members in groups_of(folder, 'train'):
         with subtests.test(', '.join(members)):
@@ -103,7 +104,7 @@ def check_detection(config, inputs, samples):
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_validation_pipeline(folder, mock_datasets, monkeypatch, subtests):
-    """Images have the size to test with; annotations and the size before padding, to clip predictions to, are kept."""
+    """Validation images have the size of the recipe, and samples keep annotations and the size before padding."""
     monkeypatch.chdir(mock_datasets)
     for members in groups_of(folder, 'val'):
         with subtests.test(', '.join(members)):
@@ -126,14 +127,14 @@ def test_validation_pipeline(folder, mock_datasets, monkeypatch, subtests):
 
 @lru_cache(maxsize=None)
 def learning_rates(schedulers, rate, epoch, total):
-    """The rate at every step of a training; what repeats among recipes is computed once."""
+    """Returns the learning rate at each iteration; ``schedulers`` is JSON, so that recipes share results."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=rate))
     schedulers = [
         PARAM_SCHEDULERS.build(cfg, default_args=dict(optimizer=wrapper, epoch_length=epoch))
         for cfg in json.loads(schedulers)
     ]
-    wrapper.optimizer.step()  # before the schedulers', as in a training
+    wrapper.optimizer.step()  # PyTorch wants it before the first step of a scheduler
     group, rates = wrapper.param_groups[0], []
     for step in range(total):
         rates.append(group['lr'])
@@ -143,41 +144,40 @@ def learning_rates(schedulers, rate, epoch, total):
     return rates
 
 
-def expected(name, config, epoch):
-    """(step, factor of the recipe's rate) of the originals."""
-    if name.startswith('vit/plainvit-') and 'in1k' in name:
-        return []  # for evaluation; nobody's recipe
-    if 'in1k' in name:
-        warm_up, last = 70 if 'mvitv2' in name else 5, 1e-5 / config.optim_wrapper.optimizer.lr
-        cosines = {at: (1 + math.cos(math.pi * (at - warm_up) / (300 - warm_up))) / 2 for at in (100, 200, 299)}
-        return [(warm_up * epoch, 1), *((at * epoch, last + (1 - last) * cosine) for at, cosine in cosines.items())]
-    if 'ade20k' in name:
-        total = 160000 if '160k' in name else 80000
-        start, power = (0, 0.9) if '_fpn_' in name else (1500, 1)
-        return [(start, 1), ((start + total) // 2, 0.5**power), ((start + 3 * total) // 4, 0.25**power)]
+def step_decays(name):
+    """Returns the fractions of the training at which the published recipe divides the learning rate by 10."""
     if 'deformable' in name:
-        return [(0, 1), (40 * epoch - 1, 1), (40 * epoch, 0.1)]
-    long = '3x' in name
-    if 'scalablevit' in name:
-        warm_up, steps = 500, [at * epoch for at in ((27, 33) if long else (8, 11))]
-    elif 'mpvit' in name or 'retinanet' in name:
-        warm_up, steps = 1000, (210000, 250000) if long else (60000, 80000)
-    elif 'vitae' in name:
-        warm_up, steps = 250, (22 * epoch, 24 * epoch)
-    elif 'mvitv2' in name:
-        warm_up, steps = 250, (52500, 62500) if long else (81944, 88773)
-    elif 'lvis' in name:
-        warm_up, steps = 250, (138889, 150463)
-    else:
-        warm_up, steps = 250, (122916, 133159) if 'huge' in name else (163889, 177546)
-    first, second = steps
-    return [(warm_up, 1), (first - 1, 1), (first, 0.1), (second - 1, 0.1), (second, 0.01)]
+        return (40 / 50,)
+    if 'vitae' in name:
+        return 22 / 25, 24 / 25
+    if 'scalablevit' in name:  # MMDetection's
+        return (27 / 36, 33 / 36) if '3x' in name else (8 / 12, 11 / 12)
+    if '3x' in name:  # Detectron2's
+        return 7 / 9, 25 / 27
+    return (2 / 3, 8 / 9) if '1x' in name else (8 / 9, 26 / 27)
 
 
-def test_learning_rates_at_milestones(subtests):
+def expected(name, config, epoch, total, start):
+    """Returns (iteration, factor of the recipe's learning rate) after a warm-up that ends at iteration ``start``."""
+    if config.default_scope == 'mmpretrain':  # cosine to 1e-5, in steps of an epoch
+        warm_up, epochs = round(start / epoch), config.train_cfg.max_epochs
+        last = 1e-5 / config.optim_wrapper.optimizer.lr
+        cosines = {at: (1 + math.cos(math.pi * (at - warm_up) / (epochs - warm_up))) / 2 for at in (100, 200, 299)}
+        return [(at * epoch, last + (1 - last) * cosine) for at, cosine in cosines.items()]
+    if config.default_scope == 'mmseg':  # polynomial to 0
+        power = config.param_scheduler[-1].power
+        return [(start + int(at * (total - start)), (1 - at) ** power) for at in (0.5, 0.75)]
+    points = []
+    for i, at in enumerate(step_decays(name)):
+        points += [(round(at * total) - 2, 0.1**i), (round(at * total) + 1, 0.1 ** (i + 1))]
+    return points
+
+
+def test_learning_rates(subtests):
+    """The learning rate rises to the recipe's value and then falls as published, over the whole training."""
     for name in RECIPES:
         config = read_config(name)
-        epoch = steps_of_epoch(config)
+        epoch = iterations_per_epoch(config)
         loop = config.train_cfg
         total = loop.max_iters if 'max_iters' in loop else loop.max_epochs * epoch
         schedulers = config.param_scheduler
@@ -187,6 +187,8 @@ def test_learning_rates_at_milestones(subtests):
         text = json.dumps(config._cfg_dict.to_dict()['param_scheduler'])
         with subtests.test(name):
             rates = learning_rates(text, rate, epoch, total)
-            assert max(rates) == pytest.approx(rate) and min(rates) >= 0
-            for step, factor in expected(name, config, epoch):
+            start = rates.index(max(rates))
+            assert rates[start] == pytest.approx(rate) and rates[-1] >= 0
+            assert rates[:start] == sorted(rates[:start]) and rates[start:] == sorted(rates[start:], reverse=True)
+            for step, factor in expected(name, config, epoch, total, start):
                 assert rates[step] == pytest.approx(factor * rate, rel=1e-3), (step, rates[step] / rate)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 import timm
 import torch
+from forms import slim
 
 from mmvitzoo.checkpoints import convert, load, save
 from mmvitzoo.engine import launch
@@ -16,6 +17,7 @@ from mmvitzoo.engine import launch
 DETECTOR = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 SEGMENTOR = 'configs/vit/plainvit-mini_mln_upernet_mini-coco.py'
 CLASSIFIER = 'configs/vit/plainvit-mini_mini-classes.py'
+CONVERT = 'tools/model_converters/convert.py'
 MMDET = packages_distributions()['mmdet'][0]  # mmdet, or onedl-mmdetection on the second stack
 # Two iterations and two validation images.
 SHORT = (
@@ -94,7 +96,7 @@ def test_mim_resumes_and_tests(detector, run, workspace):
 def test_pretrained_small_models(classifier, run):
     """The weights of a classifier, in timm's names, start a segmentor, which is tested, and a detector."""
     checkpoint, _ = classifier
-    run(f'python tools/model_converters/mm2timm.py {checkpoint} checkpoints/plainvit_mini_timm.pth --force')
+    run(f'python {CONVERT} {checkpoint} checkpoints/plainvit_mini_timm.pth --to timm --force')
     config = 'configs/vit/plainvit-mini-pretrained_mln_upernet_mini-coco.py'
     output = run(f'python tools/train.py {config} --work-dir work_dirs/seg {SHORT_SEGMENTOR}')
     assert 'PlainViT: loaded 87 tensors' in output and 'weights are new' not in output and 'mIoU' in output
@@ -165,24 +167,31 @@ def test_slurm(run, tmp_path, tool, arguments):
         assert expected in output
 
 
-def test_official2mm(run_tool, workspace, load_golden):
+def test_convert_official_checkpoint(run_tool, workspace, load_golden):
     official = load_golden('mpvit_tiny_official').state_dict
     torch.save({'model': official}, workspace / 'mpvit_tiny.pth')
-    command = 'tools/model_converters/official2mm.py mpvit_tiny.pth out/mm.pth'
+    command = f'{CONVERT} mpvit_tiny.pth out/mm.pth'
     output = run_tool(command)
-    assert re.search(r'family +mpvit \(official layout\)', output) and re.search(r'variant +tiny', output)
+    assert re.search(r'family +mpvit \(official layout\)\nvariant +tiny\n', output)
     assert re.search(r'tensors +551', output) and re.search(r'dropped +322: equal copy', output)
     written = load(workspace / 'out' / 'mm.pth')
     assert written.keys() == convert(official).state_dict.keys()
     assert 'out/mm.pth: exists already and is not overwritten; --force replaces it' in run_tool(command, fails=True)
     run_tool(f'{command} --force')
 
+
+def test_convert_reports_errors_in_one_line(run_tool, workspace):
     (workspace / 'page.pth').write_text('<html>')
-    message = run_tool('tools/model_converters/official2mm.py page.pth out/page.pth', fails=True)
-    assert message.count('\n') == 1 and 'page.pth: is neither' in message
     torch.save({'conv.weight': torch.zeros(1)}, workspace / 'other.pth')
-    message = run_tool('tools/model_converters/official2mm.py other.pth out/page.pth', fails=True)
-    assert message.count('\n') == 1 and 'other.pth: the keys fit no layout' in message
+    torch.save(slim('mpvit').state_dict(), workspace / 'mpvit.pth')
+    for arguments, message in (
+        ('page.pth out/page.pth', 'page.pth: is neither'),
+        ('other.pth out/page.pth', 'other.pth: the keys fit no layout'),
+        ('nowhere.pth out/page.pth', 'nowhere.pth: no such checkpoint file'),
+        ('mpvit.pth out/page.pth --to timm', 'mpvit.pth: no layout mpvit/timm; the layouts are'),
+    ):
+        output = run_tool(f'{CONVERT} {arguments}', fails=True)
+        assert output.count('\n') == 1 and message in output
     assert not (workspace / 'out' / 'page.pth').exists()
 
 
@@ -193,48 +202,48 @@ def test_make_mini_coco(run_tool, workspace):
     assert 'choose another folder' in run_tool('tools/dataset_converters/make_mini_coco.py taken', fails=True)
 
 
-def test_timm_there_and_back(run_tool, workspace):
-    """mm2timm.py undoes timm2mm.py; both refuse what is not theirs."""
+def assert_equal(weights, expected):
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], value) for key, value in expected.items())
+
+
+def test_convert_between_timm_and_other_packages(run_tool, workspace):
     torch.manual_seed(0)
     weights = timm.create_model('vit_tiny_patch16_224', num_classes=5).state_dict()
     save(weights, workspace / 'vit.safetensors', overwrite=True)
-    converters = 'tools/model_converters'
-    output = run_tool(f'{converters}/timm2mm.py vit.safetensors out/vit_mm.pth')
-    assert re.search(r'family +plainvit \(timm layout\)', output) and re.search(r'variant +tiny', output)
-    run_tool(f'{converters}/mm2timm.py out/vit_mm.pth out/vit_timm.safetensors')
-    again = load(workspace / 'out' / 'vit_timm.safetensors')
-    assert again.keys() == weights.keys() and all(torch.equal(again[key], value) for key, value in weights.items())
-    message = run_tool(f'{converters}/timm2mm.py out/vit_mm.pth out/x.pth', fails=True)
-    assert 'is of the plainvit/mmvitzoo layout, not of timm' in message
+    output = run_tool(f'{CONVERT} vit.safetensors out/vit_mm.pth')
+    assert re.search(r'family +plainvit \(timm layout\)', output)
+    assert re.search(r'variant +tiny, num_heads=3 \(assumed\)', output)
+    run_tool(f'{CONVERT} out/vit_mm.pth out/vit_timm.safetensors --to timm')
+    assert_equal(load(workspace / 'out' / 'vit_timm.safetensors'), weights)
 
-    # To MMPretrain's names and from there.
-    run_tool(f'{converters}/mm2mmpretrain.py out/vit_mm.pth out/vit_mmpretrain.pth')
+    run_tool(f'{CONVERT} out/vit_mm.pth out/vit_mmpretrain.pth --to mmpretrain')
     assert 'backbone.layers.11.ffn.layers.1.weight' in load(workspace / 'out' / 'vit_mmpretrain.pth')
-    run_tool(f'{converters}/mm2timm.py out/vit_mmpretrain.pth out/vit_timm2.pth')
-    again = load(workspace / 'out' / 'vit_timm2.pth')
-    assert again.keys() == weights.keys() and all(torch.equal(again[key], value) for key, value in weights.items())
+    run_tool(f'{CONVERT} out/vit_mmpretrain.pth out/vit_timm2.pth --to timm')
+    assert_equal(load(workspace / 'out' / 'vit_timm2.pth'), weights)
 
-    # A distilled DeiT tells what it loses; a segmentor's head stays behind.
+
+def test_convert_reports_dropped_weights(run_tool, workspace):
     distilled = timm.create_model('deit_tiny_distilled_patch16_224').state_dict()
     torch.save({'model': distilled}, workspace / 'distilled.pth')
-    output = run_tool(f'{converters}/timm2mm.py distilled.pth out/distilled.pth')
+    output = run_tool(f'{CONVERT} distilled.pth out/distilled.pth')
     assert re.search(r'dropped +3: PlainViT has no distillation token', output)
-    segmentor = {**load(workspace / 'out' / 'vit_mm.pth'), 'decode_head.conv_seg.weight': torch.zeros(1)}
+    segmentor = {f'backbone.{key}': x for key, x in slim('vit').state_dict().items()}
+    segmentor['decode_head.conv_seg.weight'] = torch.zeros(1)
     torch.save({'state_dict': segmentor}, workspace / 'segmentor.pth')
-    output = run_tool(f'{converters}/mm2timm.py segmentor.pth out/from_segmentor.pth')
+    output = run_tool(f'{CONVERT} segmentor.pth out/from_segmentor.pth --to timm')
     assert re.search(r'dropped +1: has no place in the timm layout', output)
 
 
 @pytest.mark.stack
-def test_vit2mmseg(run_tool, workspace):
-    """What it writes, MMSegmentation loads through its own init_cfg."""
+def test_mmsegmentation_loads_what_vit2mmseg_writes(run_tool, workspace):
     from mmseg.models.backbones import VisionTransformer
 
     torch.manual_seed(0)
     weights = timm.create_model('deit_tiny_patch16_224').state_dict()
     torch.save({'model': weights}, workspace / 'deit.pth')
     output = run_tool('tools/model_converters/vit2mmseg.py deit.pth out/deit_mmseg.pth --force')
-    assert re.search(r'dropped +2: belongs to the classifier', output)
+    assert re.search(r'dropped +2: has no place in the mmseg layout', output)
     checkpoint = str(workspace / 'out' / 'deit_mmseg.pth')
     model = VisionTransformer(
         embed_dims=192, num_layers=12, num_heads=3, final_norm=True, patch_bias=True, pretrained=checkpoint

@@ -1,4 +1,4 @@
-"""PlainViT beside living implementations of the same models: random weights, converted, equal maps."""
+"""PlainViT against implementations of other libraries: equal maps with converted random weights."""
 
 import pytest
 import timm
@@ -10,15 +10,16 @@ from mmvitzoo.checkpoints import convert, export
 SIZES = [(224, 224), (240, 352)]
 
 
-def randomise(model):
-    """Weights as if trained: what is built as zeros and ones counts, too."""
+def randomize(model):
+    """Sets random weights, also those that are initialized with zeros and ones."""
     torch.manual_seed(0)
     for name, value in model.named_parameters():
         if value.dim() > 1 and 'rel_pos' not in name and 'token' not in name and 'pos_embed' not in name:
             torch.nn.init.normal_(value, std=value[0].numel() ** -0.5)
         else:
             torch.nn.init.normal_(value, mean=float('norm' in name and 'weight' in name), std=0.2)
-    return model.eval()
+    model.eval()  # returns None in MMPretrain
+    return model
 
 
 def assert_equal(a, b):
@@ -28,13 +29,13 @@ def assert_equal(a, b):
 
 @pytest.mark.parametrize('size', SIZES)
 def test_timm(size):
-    """Maps of four blocks, the class token and the classifier's answer."""
-    peer = randomise(timm.create_model('vit_small_patch16_224', img_size=size))
+    """Compares the maps of four blocks, the class token and the logits."""
+    peer = randomize(timm.create_model('vit_small_patch16_224', img_size=size))
     converted = convert(peer.state_dict())
     assert (converted.family, converted.source, converted.arch) == ('plainvit', 'timm', 'small')
     assert not converted.dropped
     blocks = (2, 5, 8, 11)
-    # Positions of a grid that is no square do not tell which side is longer.
+    # Positions do not tell the sides of a grid that is not square.
     kwargs = dict(img_size=size) if size[0] != size[1] else {}
     x = torch.randn(1, 3, *size)
     with torch.no_grad():
@@ -49,8 +50,8 @@ def test_timm(size):
 
 
 def test_distilled_deit():
-    """Equal to the model without its distillation token, which is named and left out."""
-    peer = randomise(timm.create_model('deit_tiny_distilled_patch16_224'))
+    """The distillation token is dropped, with a reason; the maps equal those of the peer without it."""
+    peer = randomize(timm.create_model('deit_tiny_distilled_patch16_224'))
     converted = convert(peer.state_dict())
     assert converted.arch == 'tiny'
     assert set(converted.dropped) == {'dist_token', 'head_dist.weight', 'head_dist.bias'}
@@ -63,8 +64,8 @@ def test_distilled_deit():
         assert_equal(build_converted(converted)(x)[0].flatten(2).transpose(1, 2), expected)
 
 
-def test_timm_head_after_a_norm():
-    """Its linear would compute something else without the norm after pooling, which our classifiers lack."""
+def test_timm_head_behind_fc_norm_is_dropped():
+    """Stock classifiers have no norm between pooling and head, so the head would compute something else."""
     peer = timm.create_model('vit_tiny_patch16_224', global_pool='avg', fc_norm=True)
     converted = convert(peer.state_dict())
     assert not any(key.startswith('head.') for key in converted.state_dict)
@@ -73,9 +74,9 @@ def test_timm_head_after_a_norm():
 
 @pytest.mark.parametrize('size', SIZES)
 def test_segment_anything(size):
-    """Its encoder is ViTDet with relative positions."""
+    """The image encoder is ViTDet with relative positions."""
     options = dict(embed_dim=192, depth=12, num_heads=3, num_classes=0)
-    peer = randomise(timm.create_model('samvit_base_patch16', img_size=size, **options))
+    peer = randomize(timm.create_model('samvit_base_patch16', img_size=size, **options))
     converted = convert(peer.state_dict())
     assert (converted.source, converted.arch) == ('timm-sam', 'tiny')
     assert converted.backbone_cfg['global_attn_indexes'] == (2, 5, 8, 11)
@@ -89,10 +90,10 @@ def test_segment_anything(size):
 @pytest.mark.stack
 @pytest.mark.parametrize('size, final_norm', zip(SIZES, (False, True)))
 def test_mmsegmentation(size, final_norm):
-    """Into its VisionTransformer and back, nothing missing, the same maps."""
+    """Exports to VisionTransformer and converts back."""
     from mmseg.models.backbones import VisionTransformer
 
-    timm_model = randomise(timm.create_model('vit_tiny_patch16_224', num_classes=0))
+    timm_model = randomize(timm.create_model('vit_tiny_patch16_224', num_classes=0))
     converted = convert(timm_model.state_dict())
     weights = export(converted.state_dict, 'plainvit', 'mmseg')
     if not final_norm:
@@ -111,7 +112,7 @@ def test_mmsegmentation(size, final_norm):
     peer.load_state_dict(weights, strict=True)
     x = torch.randn(1, 3, *size)
     without = {key: value for key, value in weights.items() if key != 'patch_embed.projection.bias'}
-    assert not convert(without).backbone['stem.projection.bias'].any()  # MMSegmentation 1.2's default
+    assert not convert(without).backbone['patch_embed.proj.bias'].any()  # MMSegmentation 1.2's default
     again = convert({f'backbone.{key}': value for key, value in peer.state_dict().items()})
     assert (again.source, again.backbone_cfg['final_norm']) == ('mmseg', final_norm)
     model = build_converted(again, out_indices=blocks)
@@ -126,8 +127,7 @@ def test_mmpretrain(prefix):
     from mmpretrain.models.backbones import VisionTransformer
 
     peer = VisionTransformer('deit-tiny', img_size=(96, 128), out_type='featmap', out_indices=(5, 11))
-    peer.eval()
-    randomise_in_place(peer)
+    randomize(peer)
     converted = convert({prefix + key: value for key, value in peer.state_dict().items()})
     assert (converted.source, converted.arch) == ('mmpretrain', 'tiny')
     model = build_converted(converted, out_indices=(5, 11), img_size=(96, 128))
@@ -138,14 +138,8 @@ def test_mmpretrain(prefix):
     again = export(converted.state_dict, 'plainvit', 'mmpretrain')
     assert again.keys() == {f'backbone.{key}' for key in peer.state_dict()}
     assert all(torch.equal(value, again[f'backbone.{key}']) for key, value in peer.state_dict().items())
-    # What MMPretrain users have asked for: its weights in timm.
+    # Weights of MMPretrain also load in timm.
     timm_model = timm.create_model('vit_tiny_patch16_224', img_size=(96, 128), num_classes=0).eval()
     timm_model.load_state_dict(export(converted.state_dict, 'plainvit', 'timm'), strict=True)
     with torch.no_grad():
         assert_equal(timm_model.forward_features(x)[:, 1:].transpose(1, 2), model(x)[1].flatten(2))
-
-
-def randomise_in_place(model):
-    model.requires_grad_(True)
-    randomise(torch.nn.ModuleList([model]))
-    model.eval()

@@ -54,7 +54,7 @@ def mpvit():
 
 def vit_exponent(name):
     """Returns the exponent of the decay rate for a ViT of 4 blocks."""
-    if name.startswith('backbone.stem.'):
+    if name.startswith(('backbone.patch_embed.', 'backbone.pos_embed', 'backbone.cls_token')):
         return 5
     block = re.match(r'backbone\.blocks\.(\d)\.(?!residual)', name)
     return 4 - int(block[1]) if block else 0
@@ -104,8 +104,8 @@ def test_learning_rate_of_every_parameter(build, exponent, deepest):
 def test_learning_rate_of_selected_parameters():
     groups = param_groups(vit(), layer_decay_rate=RATE)
     expected = {
-        'backbone.stem.pos_embed': 5,
-        'backbone.stem.projection.weight': 5,
+        'backbone.pos_embed': 5,
+        'backbone.patch_embed.proj.weight': 5,
         'backbone.blocks.0.attn.rel_pos_h': 4,
         'backbone.blocks.3.mlp.fc2.bias': 1,
         'backbone.blocks.3.residual.0.weight': 0,
@@ -137,7 +137,7 @@ def test_weight_decay(build):
     # LayerNorm2d and BatchNorm count as norms.
     assert {'head.norm.bias', 'head.pos_embed', 'neck.fpn_convs.0.ln.weight', 'neck.rescale.0.1.bias'} < undecayed
     if build is vit:
-        assert {'backbone.stem.pos_embed', 'backbone.blocks.3.residual.7.weight'} < undecayed
+        assert {'backbone.pos_embed', 'backbone.blocks.3.residual.7.weight'} < undecayed
     else:
         assert 'backbone.stem.0.bn.weight' in undecayed
     for name, group in groups.items():
@@ -156,7 +156,7 @@ def test_frozen_parameters_are_not_optimized():
 def test_constructor_is_found_in_every_toolbox_scope(scope):
     with DefaultScope.overwrite_default_scope(scope):
         groups = param_groups(vit(), layer_decay_rate=RATE)
-    assert groups['backbone.stem.pos_embed']['lr'] == pytest.approx(LR * RATE**5)
+    assert groups['backbone.pos_embed']['lr'] == pytest.approx(LR * RATE**5)
 
 
 def test_in_mmdetection_detector():

@@ -23,6 +23,20 @@ def python(code, *path):
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
 
 
+def test_models_do_not_import_checkpoints():
+    """Imports run one way; the package's own __init__, which imports everything, is replaced by an empty module."""
+    code = f"""
+import types
+package = sys.modules['mmvitzoo'] = types.ModuleType('mmvitzoo')
+package.__path__ = [{str(ROOT / 'mmvitzoo')!r}]
+import mmvitzoo.models
+imported = {{name.split('.')[1] for name in sys.modules if name.startswith('mmvitzoo.')}}
+assert imported == {{'models'}}, imported
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_wheel_contains_configs_and_tools(tmp_path):
     ignored = shutil.ignore_patterns('.*', '__pycache__', 'data', 'work_dirs', 'tests')
     shutil.copytree(ROOT, tmp_path / 'source', ignore=ignored)

@@ -1,10 +1,9 @@
-"""Times backbones of this package beside their peers: benchmark.py [CASE ...].
+"""Compares the speed and memory of our backbones with other libraries: benchmark.py [CASE ...].
 
-Models of a case take turns in one process; printed are the medians of their times and what a run takes of
-memory at its peak, beyond models and input, and both over ours. Peers that are not installed are left
-out. The peers have random weights, as ours have; plain versions of a model, from `benchmarks/`, have the
-same. `memory` shows how the memory of an attention block that sees the whole image grows with the image,
-`checkpointing` what a training step keeps with and without activation checkpointing.
+The models of a case take turns in one process. The tool prints the median time and the peak memory of a run, without
+model and input, and the ratio of both to our model. Peers that are not installed are skipped. All weights are random;
+reference implementations from `benchmarks/` share ours. `memory` measures how the memory of a global attention block
+grows with the image, `checkpointing` the memory of a training step with and without activation checkpointing.
 """
 
 import argparse
@@ -24,17 +23,17 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-import mmvitzoo  # noqa: F401  registers the models
-from mmvitzoo.models.backbones.vit import PlainBlock
+import mmvitzoo
+from mmvitzoo.models.backbones.vit import Block
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 
-# Ours, and what builds its peers.
+# Input shape, our model, and constructors of its peers by name.
 Case = Tuple[Tuple[int, ...], nn.Module, Dict[str, Callable[[], nn.Module]]]
 
 
 class Method(nn.Module):
-    """A method of a model, called as a model."""
+    """Module that calls a method of a model."""
 
     def __init__(self, model: nn.Module, name: str, **kwargs):
         super().__init__()
@@ -63,15 +62,15 @@ def mmseg_vit(**kwargs) -> nn.Module:
     return VisionTransformer(**kwargs)
 
 
-def plain(family: str, model: nn.Module) -> Callable[[], nn.Module]:
+def reference(family: str, model: nn.Module) -> Callable[[], nn.Module]:
     from importlib import import_module
 
-    kind = f'Plain{type(model).__name__}'
-    return lambda: getattr(import_module(f'references.{family}'), kind)(model)
+    name = f'Reference{type(model).__name__}'
+    return lambda: getattr(import_module(f'references.{family}'), name)(model)
 
 
 def vitdet_base() -> Case:
-    """ViTDet's backbone without its pyramid; timm's has Segment Anything's neck, 0.3% of the work."""
+    """Backbone of ViTDet without its pyramid; timm's model has the neck of Segment Anything, 0.3% of the FLOPs."""
     model = MODELS.build(
         dict(
             type='PlainViT',
@@ -89,7 +88,7 @@ def vitdet_base() -> Case:
 
 
 def upernet_base() -> Case:
-    """The four maps that UPerNet reads."""
+    """ViT-B with the four maps of UPerNet."""
     blocks = (2, 5, 8, 11)
     model = MODELS.build(dict(type='PlainViT', arch='base', img_size=512, out_indices=blocks, final_norm=False))
     return (
@@ -112,19 +111,19 @@ def upernet_base() -> Case:
 
 
 def vit_base() -> Case:
-    """The last map, as classifiers read it."""
+    """ViT-B with the last map, as in a classifier."""
     model = MODELS.build(dict(type='PlainViT', arch='base'))
     return (8, 3, 224, 224), model, {'timm vit_base_patch16_224': lambda: timm_model('vit_base_patch16_224')}
 
 
 def mvitv2_tiny() -> Case:
-    """The last map, as classifiers read it."""
+    """MViTv2-T with the last map, as in a classifier."""
     model = MODELS.build(dict(type='MViTv2', arch='tiny'))
     return (
         (8, 3, 224, 224),
         model,
         {
-            'plain': plain('mvitv2', model),
+            'reference': reference('mvitv2', model),
             'timm mvitv2_tiny': lambda: timm_model('mvitv2_tiny'),
             'mmpretrain MViT': mmpretrain_mvit,
         },
@@ -132,33 +131,33 @@ def mvitv2_tiny() -> Case:
 
 
 def mvitv2_tiny_dense() -> Case:
-    """Four maps in the detection form. MMPretrain's model has no windows."""
+    """Detection form with four maps; MMPretrain's model has no windows."""
     scales = (0, 1, 2, 3)
     model = MODELS.build(dict(type='MViTv2', arch='tiny', out_indices=scales, window_attention=True))
-    peers = {'plain': plain('mvitv2', model), 'mmpretrain MViT': lambda: mmpretrain_mvit(out_scales=scales)}
+    peers = {'reference': reference('mvitv2', model), 'mmpretrain MViT': lambda: mmpretrain_mvit(out_scales=scales)}
     return (1, 3, 800, 1216), model, peers
 
 
 def mpvit_small() -> Case:
-    """The last map, as classifiers read it."""
+    """MPViT-S with the last map, as in a classifier."""
     model = MODELS.build(dict(type='MPViT', arch='small', out_indices=(3,)))
-    return (8, 3, 224, 224), model, {'plain': plain('mpvit', model)}
+    return (8, 3, 224, 224), model, {'reference': reference('mpvit', model)}
 
 
 def mpvit_small_dense() -> Case:
     model = MODELS.build(dict(type='MPViT', arch='small'))
-    return (1, 3, 800, 1216), model, {'plain': plain('mpvit', model)}
+    return (1, 3, 800, 1216), model, {'reference': reference('mpvit', model)}
 
 
 def scalablevit_small() -> Case:
-    """The last map, as classifiers read it."""
+    """ScalableViT-S with the last map, as in a classifier."""
     model = MODELS.build(dict(type='ScalableViT', arch='small', out_indices=(3,)))
-    return (8, 3, 224, 224), model, {'plain': plain('scalablevit', model)}
+    return (8, 3, 224, 224), model, {'reference': reference('scalablevit', model)}
 
 
 def scalablevit_small_dense() -> Case:
     model = MODELS.build(dict(type='ScalableViT', arch='small'))
-    return (1, 3, 800, 1216), model, {'plain': plain('scalablevit', model)}
+    return (1, 3, 800, 1216), model, {'reference': reference('scalablevit', model)}
 
 
 CASES = {
@@ -176,14 +175,14 @@ MEMORY = ('memory', 'checkpointing')
 
 
 def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]:
-    """Median seconds and peak mebibytes by model."""
+    """Returns the median time in seconds and the peak memory in MiB by model."""
     shape, ours, peers = CASES[case]()
     models = {'ours': ours}
     for name, build in peers.items():
         try:
             models[name] = build()
         except ImportError as error:
-            print(f'{case:26}{name:30}left out: {error}', flush=True)
+            print(f'{case:26}{name:30}skipped: {error}', flush=True)
     x = torch.randn(*(args.shape[:1] + [3] + args.shape[1:] if args.shape else shape), device=args.device)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     x = x.contiguous(memory_format=memory_format)
@@ -192,10 +191,12 @@ def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]
         model = model.to(args.device, memory_format=memory_format)
         if args.fuse:
             model = fuse_conv_bn(model)
+        if args.optimize and name == 'ours':
+            model = mmvitzoo.optimize_for_inference(model)
         models[name] = torch.compile(model) if args.compile else model
     memory = {}
     for name, model in models.items():
-        step(model, x, args)  # what is compiled, and allocated once
+        step(model, x, args)  # warm up: compilation and first allocations
         memory[name] = peak_memory(lambda model=model: step(model, x, args), args.device)
     times: Dict[str, List[float]] = {name: [] for name in models}
     for _ in range(args.rounds):
@@ -205,7 +206,7 @@ def run_case(case: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]
 
 
 def step(model: nn.Module, x: Tensor, args: argparse.Namespace) -> None:
-    """One inference, or one forward and backward pass."""
+    """Runs one inference, or one forward and backward pass."""
     half = torch.autocast(args.device, torch.bfloat16) if args.bf16 else nullcontext()
     with nullcontext() if args.train else torch.inference_mode():
         with half:
@@ -230,7 +231,7 @@ def seconds(work: Callable[[], None], device: str) -> float:
 
 
 def peak_memory(work: Callable[[], None], device: str) -> float:
-    """MiB beyond what is there before; on a CPU only Linux tells, others get NaN."""
+    """Returns the peak memory of a call in MiB, beyond the memory in use before; NaN on a CPU without Linux."""
     if device != 'cpu':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -241,8 +242,8 @@ def peak_memory(work: Callable[[], None], device: str) -> float:
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, 'malloc_trim'):
-        libc.malloc_trim(0)  # what is free but kept for later would hide what is taken
-    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
+        libc.malloc_trim(0)  # freed memory that the process keeps would hide new allocations
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     before = status('VmRSS')
     work()
     return status('VmHWM') - before
@@ -254,16 +255,16 @@ def status(field: str) -> float:
 
 
 def global_block_memory(pixels: int) -> float:
-    """Peak MiB of a ViT-B block with relative positions that attends to the whole image."""
+    """Returns the peak memory in MiB of a global attention block of ViT-B with relative positions."""
     side = pixels // 16
-    block = PlainBlock(768, 12, 4, 0, rel_pos_size=(side, side)).eval()
+    block = Block(768, 12, 4, input_size=(side, side)).eval()
     x = torch.randn(1, side, side, 768)
     with torch.inference_mode():
         return peak_memory(lambda: block(x), 'cpu')
 
 
 def checkpointing_memory(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
-    """Peak MiB of a training step on one image of 1024 x 1024, keeping all and computing blocks again."""
+    """Returns the peak memory in MiB of a training step on a 1024 x 1024 image, without and with checkpointing."""
     window_vit = dict(with_cls_token=False, window_size=14, global_attn_indexes=(5, 11, 17, 23), use_rel_pos=True)
     configs = {
         'PlainViT large': dict(type='PlainViT', arch='large', img_size=1024, **window_vit),
@@ -279,7 +280,7 @@ def checkpointing_memory(args: argparse.Namespace) -> Dict[str, Tuple[float, flo
 
 
 def draw(results: Dict[str, Dict[str, Dict[str, float]]], title: str, path: str) -> None:
-    """A bar for each model of each case: its time over ours."""
+    """Draws a bar for each model of each case: its time divided by ours."""
     import matplotlib.pyplot as plt
 
     bars = [
@@ -288,15 +289,15 @@ def draw(results: Dict[str, Dict[str, Dict[str, float]]], title: str, path: str)
         for name, x in models.items()
     ]
     figure, axis = plt.subplots(figsize=(9, 0.6 + 0.3 * len(bars)))
-    places = range(len(bars))
-    axis.barh(places, [bar[3] for bar in bars], color=['C0' if bar[1] == 'ours' else 'C7' for bar in bars])
-    for place, (*_, time_, ratio) in zip(places, bars):
-        axis.text(ratio, place, f' {time_:.3g} s', va='center', fontsize=8)
-    axis.set_yticks(places, [f'{case}: {name}' for case, name, *_ in bars], fontsize=8)
+    rows = range(len(bars))
+    axis.barh(rows, [bar[3] for bar in bars], color=['C0' if bar[1] == 'ours' else 'C7' for bar in bars])
+    for row, (*_, time_, ratio) in zip(rows, bars):
+        axis.text(ratio, row, f' {time_:.3g} s', va='center', fontsize=8)
+    axis.set_yticks(rows, [f'{case}: {name}' for case, name, *_ in bars], fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.axvline(1, color='C0', linewidth=0.8)
-    axis.set(xlabel='time over ours', title=title)
+    axis.set(xlabel='time / our time', title=title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -304,27 +305,32 @@ def draw(results: Dict[str, Dict[str, Dict[str, float]]], title: str, path: str)
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ', '.join([*CASES, *MEMORY])
-    parser.add_argument('cases', nargs='*', metavar='CASE', help=f'of {names}; default: all')
-    parser.add_argument('--rounds', type=int, default=5, help='times that every model takes its turn')
-    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='of the CPU')
+    parser.add_argument('cases', nargs='*', metavar='CASE', help=f'one of {names}; default: all')
+    parser.add_argument('--rounds', type=int, default=5, help='number of runs of each model')
+    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='number of CPU threads')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--shape', nargs=3, type=int, metavar=('B', 'H', 'W'), help='images; default: as the case says')
+    parser.add_argument(
+        '--shape', nargs=3, type=int, metavar=('B', 'H', 'W'), help='shape of the images; default: that of the case'
+    )
     parser.add_argument('--train', action='store_true', help='forward and backward pass instead of inference')
     parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
     parser.add_argument('--compile', action='store_true', help='torch.compile every model')
     parser.add_argument('--fuse', action='store_true', help="mmcv's fuse_conv_bn on every model, for inference")
+    parser.add_argument('--optimize', action='store_true', help='apply mmvitzoo.optimize_for_inference to our models')
     parser.add_argument('--channels-last', action='store_true', help='models and images in channels-last memory')
-    parser.add_argument('--json', help='file to write the numbers to')
-    parser.add_argument('--chart', help='picture of the times to write')
+    parser.add_argument('--json', help='JSON file for the results')
+    parser.add_argument('--chart', help='picture file for a bar chart of the times')
     args = parser.parse_args()
     unknown = set(args.cases) - {*CASES, *MEMORY}
     if unknown:
-        parser.error(f'unknown case {", ".join(unknown)}; known are {names}')
+        parser.error(f'CASE is one of {names}, got {", ".join(unknown)}')
     if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: torch sees no GPU')
+        parser.error('--device cuda: torch finds no GPU')
     if args.fuse and args.train:
         parser.error('--fuse is for inference: norms that train are not folded')
-    for path in filter(None, (args.json, args.chart)):  # now, not when all is measured
+    if args.optimize and (args.train or args.device != 'cpu'):
+        parser.error('--optimize is for inference on a CPU')
+    for path in filter(None, (args.json, args.chart)):  # before the measurements, not after them
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -335,8 +341,8 @@ def main():
                 print(f'{case:26}{f"{pixels} pixels":30}{global_block_memory(pixels):8.0f} MiB')
             continue
         if case == 'checkpointing':
-            for name, (keeping, saving) in checkpointing_memory(args).items():
-                print(f'{case:26}{name:30}{keeping:8.0f} MiB{saving:8.0f} MiB{1 - saving / keeping:8.0%} saved')
+            for name, (full, saving) in checkpointing_memory(args).items():
+                print(f'{case:26}{name:30}{full:8.0f} MiB{saving:8.0f} MiB{1 - saving / full:8.0%} saved')
             continue
         results[case] = run_case(case, args)
         ours = results[case]['ours']
@@ -350,8 +356,8 @@ def main():
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=2) + '\n')
     if args.chart:
-        kind = ['training step' if args.train else 'inference', 'bfloat16' if args.bf16 else 'float32', args.device]
-        draw(results, ', '.join(kind), args.chart)
+        mode = ['training step' if args.train else 'inference', 'bfloat16' if args.bf16 else 'float32', args.device]
+        draw(results, ', '.join(mode), args.chart)
 
 
 if __name__ == '__main__':

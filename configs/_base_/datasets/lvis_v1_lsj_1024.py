@@ -1,8 +1,14 @@
-# LVIS v1 with large-scale jitter; images of rare classes are repeated.
-_base_ = './coco_lsj_1024.py'
+# LVIS v1 with large-scale jitter, 64 images per iteration on 8 GPUs. Images of rare classes are repeated.
+_base_ = ['mmdet::_base_/datasets/coco_instance.py', './large_scale_jitter.py']
 
 data_root = 'data/lvis_v1/'
+train_pipeline = _base_.lsj_train_pipeline
+test_pipeline = _base_.lsj_test_pipeline
 train_dataloader = dict(
+    batch_size=8,
+    num_workers=8,
+    sampler=dict(type='InfiniteSampler'),
+    batch_sampler=None,
     dataset=dict(
         _delete_=True,
         type='ClassBalancedDataset',
@@ -13,9 +19,9 @@ train_dataloader = dict(
             ann_file='annotations/lvis_v1_train.json',
             data_prefix=dict(img=''),
             filter_cfg=dict(filter_empty_gt=True, min_size=32),
-            pipeline=_base_.train_pipeline,
+            pipeline=train_pipeline,
         ),
-    )
+    ),
 )
 val_dataloader = dict(
     dataset=dict(
@@ -23,6 +29,7 @@ val_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/lvis_v1_val.json',
         data_prefix=dict(img=''),
+        pipeline=test_pipeline,
     )
 )
 test_dataloader = val_dataloader

@@ -1,7 +1,7 @@
-# The demonstration data that tools/dataset_converters/make_mini_coco.py writes.
-metainfo = dict(classes=tuple('0123456789'))
+# Boxes and masks of the demonstration data, which tools/dataset_converters/make_mini_coco.py writes.
+metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))
 data_root = 'data/mini/'
-# No flips: a mirrored digit is another sign.
+# No flips: a mirrored digit is not a digit.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -9,7 +9,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale_factor=1.0),  # as they are; predictions need the factor in the meta data
+    dict(type='Resize', scale_factor=1.0),  # keeps the size, but predictions need `scale_factor`
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]

@@ -1,17 +1,32 @@
-# The semantic maps of the demonstration data: background and ten digits.
+# Semantic maps of the demonstration data: background and ten digits.
 metainfo = dict(
-    classes=('background', *'0123456789'),
-    palette=[[0, 0, 0]] + [[25 * i, 255 - 25 * i, 120 + 13 * i] for i in range(10)],
+    classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
+    palette=[
+        [0, 0, 0],
+        [0, 255, 120],
+        [25, 230, 133],
+        [50, 205, 146],
+        [75, 180, 159],
+        [100, 155, 172],
+        [125, 130, 185],
+        [150, 105, 198],
+        [175, 80, 211],
+        [200, 55, 224],
+        [225, 30, 237],
+    ],
 )
 data_root = 'data/mini/'
-load = [dict(type='LoadImageFromFile')]
 train_pipeline = [
-    *load,
+    dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='RandomCrop', crop_size=(160, 160)),
     dict(type='PackSegInputs'),
 ]
-test_pipeline = [*load, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 train_dataloader = dict(
     batch_size=2,
     num_workers=1,

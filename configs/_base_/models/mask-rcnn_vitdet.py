@@ -1,6 +1,7 @@
-# ViTDet's Mask R-CNN: MMDetection's with another backbone and neck, and hidden convolutions with
-# LayerNorm in the heads.
+# ViTDet's Mask R-CNN: MMDetection's with a plain backbone, a simple feature pyramid, and LayerNorm after the hidden
+# convolutions of the heads.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
+custom_imports = dict(imports=['mmvitzoo', 'mmvitzoo.models.heads', 'mmvitzoo.engine.layer_decay'])
 
 norm_cfg = dict(type='LayerNorm2d', eps=1e-6)
 model = dict(

@@ -1,6 +1,5 @@
-# MPViT's "1x": 90,000 iterations of 16 images, as its authors train in Detectron2.
-max_iters = 90000
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=10000)
+# The MPViT authors' 1x schedule in Detectron2: 90,000 iterations of 16 images.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=90000, val_interval=10000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -11,6 +10,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=1000),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[60000, 80000], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=False, begin=0, end=90000, milestones=[60000, 80000], gamma=0.1),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,6 +1,5 @@
-# MViTv2's "3x": 36 epochs of COCO, 67,500 iterations of 64 images.
-max_iters = 67500
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
+# The MViTv2 authors' 3x schedule in Detectron2: 36 epochs of COCO, which are 67,500 iterations of 64 images.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=67500, val_interval=5000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -11,6 +10,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[52500, 62500], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=False, begin=0, end=67500, milestones=[52500, 62500], gamma=0.1),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=64)

@@ -1,6 +1,5 @@
-# ViTDet's 100 epochs of COCO: 184,375 iterations of 64 images.
-max_iters = 184375
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=10000)
+# The ViTDet authors' schedule for ViT-B in Detectron2: 100 epochs of COCO, which are 184,375 iterations of 64 images.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=184375, val_interval=10000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -16,6 +15,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[163889, 177546], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=False, begin=0, end=184375, milestones=[163889, 177546], gamma=0.1),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=64)

@@ -1,5 +1,5 @@
-# Optimizer states and gradients in shards: DeepSpeed's ZeRO, second stage, through MMEngine. Needs
-# `pip install deepspeed`, and optim_wrapper=dict(type='DeepSpeedOptimWrapper') beside it.
+# DeepSpeed's ZeRO stage 2 through MMEngine: gradients and optimizer states are sharded over all GPUs. Requires
+# `pip install deepspeed` and optim_wrapper=dict(type='DeepSpeedOptimWrapper').
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='DeepSpeedStrategy',

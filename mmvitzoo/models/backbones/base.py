@@ -89,7 +89,8 @@ class Backbone(BaseModule):
     ):
         super().__init__(init_cfg)
         self.arch = self._resolve_arch(arch)
-        out_indices = list(out_indices) if isinstance(out_indices, Sequence) else [out_indices]
+        if isinstance(out_indices, int):
+            out_indices = (out_indices,)
         self._check_increasing('out_indices', out_indices, range(num_outputs))
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             self._fail(f'drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}')
@@ -223,7 +224,57 @@ class Backbone(BaseModule):
         if not initialized and not self.init_cfg:
             self.apply(self.init_module)
 
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config of the backbone that has these weights.
+
+        Args:
+            state_dict: Weights of a backbone of this family, without a prefix.
+
+        Returns:
+            The config with its ``type``, and the arguments that shapes do not tell with the values assumed for them.
+
+        Raises:
+            ValueError: A weight is missing or misshapen, or the shapes are those of no variant.
+        """
+        raise NotImplementedError
+
 
 def drop_path_rates(drop_path_rate: float, num_layers: int) -> List[float]:
     """Returns the stochastic depth rate of each block (https://arxiv.org/abs/1603.09382), increasing from 0."""
     return [drop_path_rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
+
+
+def weight_shape(state_dict: Dict[str, Tensor], key: str, *num_dims: int) -> Tuple[int, ...]:
+    """Returns the shape of a weight; raises ValueError if it is missing or has none of the numbers of dimensions."""
+    if key not in state_dict:
+        raise ValueError(f'{key} is missing')
+    shape = tuple(state_dict[key].shape)
+    if len(shape) not in num_dims:
+        raise ValueError(f'{key} has shape {shape}, expected {" or ".join(map(str, num_dims))} dimensions')
+    return shape
+
+
+def count_weights(state_dict: Dict[str, Tensor], template: str) -> int:
+    """Counts weights from number 0 on, where ``template`` has ``{}``; raises ValueError if there is none."""
+    number = 0
+    while template.format(number) in state_dict:
+        number += 1
+    if not number:
+        raise ValueError(f'{template.format(0)} is missing')
+    return number
+
+
+def match_variant(
+    arch_zoo: Dict[str, Dict[str, Any]], arch: Dict[str, Sequence], num_stages: int
+) -> Union[str, Dict[str, Sequence]]:
+    """Returns the name of the published variant with certain stages, or ``arch`` if there is none.
+
+    A backbone that returns only early maps has no later stages. Then ValueError is raised if no variant matches.
+    """
+    for name, variant in arch_zoo.items():
+        if {key: values[:num_stages] for key, values in variant.items()} == arch:
+            return name
+    if num_stages != 4:
+        raise ValueError(f'no published variant has these {num_stages} stages, and stages.{num_stages} is missing')
+    return arch

@@ -12,7 +12,7 @@ that no copy is needed in between.
 """
 
 from itertools import islice
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from einops import rearrange
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import ConvRelativePosition, DepthwiseConv, split_heads
-from .base import AttentionLayer, Backbone, drop_path_rates
+from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, match_variant, weight_shape
 
 NUM_STAGES = 4
 # Of 8 heads, 2 have relative positions by kernels of 3 x 3, 3 by 5 x 5 and 3 by 7 x 7.
@@ -211,6 +211,7 @@ class MPViT(Backbone):
         [(1, 96, 16, 24), (1, 176, 8, 12), (1, 216, 4, 6), (1, 216, 2, 3)]
     """
 
+    family = 'mpvit'
     arch_zoo = {
         'tiny': dict(
             num_paths=(2, 3, 3, 3), num_layers=(1, 2, 4, 1), embed_dims=(64, 96, 176, 216), mlp_ratios=(2, 2, 2, 2)
@@ -328,3 +329,19 @@ class MPViT(Backbone):
             return first + num_layers[int(stage)] - 1, num_depths
         block = int(rest[3]) if rest[2] == 'blocks' else 0
         return first + block, num_depths
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        arch: Dict[str, tuple] = dict.fromkeys(cls.arch_zoo['tiny'], ())
+        num_stages = count_weights(state_dict, 'stages.{}.paths.0.cpe.weight')
+        for stage in range(num_stages):
+            blocks = f'stages.{stage}.paths.0.blocks'
+            hidden_dim, dim = weight_shape(state_dict, f'{blocks}.0.mlp.fc1.weight', 2)
+            arch['num_paths'] += (count_weights(state_dict, f'stages.{stage}.paths.{{}}.cpe.weight'),)
+            arch['num_layers'] += (count_weights(state_dict, f'{blocks}.{{}}.norm1.weight'),)
+            arch['embed_dims'] += (dim,)
+            arch['mlp_ratios'] += (hidden_dim / dim,)
+        cfg = dict(type=cls.__name__, arch=match_variant(cls.arch_zoo, arch, num_stages))
+        if num_stages < 4:
+            cfg['out_indices'] = tuple(range(num_stages))
+        return cfg, {}

@@ -12,6 +12,7 @@ the first globally. Both are the same network with the same weights.
 Maps are (B, H, W, C) between blocks.
 """
 
+import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -30,8 +31,10 @@ from ..layers import (
     window_partition,
     window_unpartition,
 )
+from ..layers.attention import query_weights
 from ..layers.padding import ceil_div
-from .base import AttentionLayer, Backbone, drop_path_rates
+from ..layers.rel_pos import concat_rel_pos
+from .base import AttentionLayer, Backbone, drop_path_rates, weight_shape
 
 NUM_STAGES = 4
 # Window size and stride of keys and values by stage, in tokens of the stage.
@@ -109,8 +112,10 @@ class PoolingAttention(RelPosAttention):
                 window_partition(y, self.window_size // stride).unflatten(0, (self.num_heads, -1))[:, window]
                 for y, stride in ((q, self.stride_q), (k, self.stride_kv))
             )
-        tokens = (y.flatten(1, 2)[:, None] for y in (q, k))  # (heads, 1, N, head_dim)
-        return self.query_weights(*tokens, q.shape[1:3], k.shape[1:3], token)[:, 0]
+        rel_pos = self.rel_pos(q.shape[1:3], k.shape[1:3])
+        scale = q.shape[-1] ** -0.5
+        q, k = concat_rel_pos(q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], *rel_pos)  # (heads, 1, N, C)
+        return query_weights(q, k, token, scale)[:, 0]
 
 
 class PoolingBlock(nn.Module):
@@ -214,6 +219,7 @@ class MViTv2(Backbone):
         [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
     """
 
+    family = 'mvitv2'
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'tiny': dict(embed_dims=96, num_layers=10, num_heads=1, downscale_indices=(1, 3, 8)),
         'small': dict(embed_dims=96, num_layers=16, num_heads=1, downscale_indices=(1, 3, 14)),
@@ -371,3 +377,64 @@ class MViTv2(Backbone):
         if not param_name.startswith(prefix) or part.startswith('norm'):
             return num_depths - 1, num_depths
         return 0 if part == 'patch_embed' else int(rest[0]) + 1, num_depths
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config; the output norms of earlier stages are taken as a sign of ``window_attention``."""
+        starts = stage_starts(state_dict)
+        blocks = [re.match(r'blocks\.([0-9]+)\.', key) for key in state_dict]
+        num_layers = 1 + max((int(match[1]) for match in blocks if match), default=0)
+        ends = (*starts, num_layers)
+        pool_shape = weight_shape(state_dict, 'blocks.0.attn.pool_q.weight', 4)
+        proj_shape = weight_shape(state_dict, 'blocks.0.attn.proj.weight', 2)
+        if proj_shape[0] % pool_shape[0]:
+            raise ValueError(f'blocks.0.attn.pool_q and proj have weights of shapes {pool_shape} and {proj_shape}')
+        arch: Dict[str, Any] = dict(
+            embed_dims=weight_shape(state_dict, 'patch_embed.proj.weight', 4)[0],
+            num_layers=num_layers,
+            num_heads=proj_shape[0] // pool_shape[0],
+            downscale_indices=tuple(starts),
+        )
+        # A backbone that returns only early maps has no later stages.
+        for name, variant in cls.arch_zoo.items():
+            variant_ends = (*variant['downscale_indices'], variant['num_layers'])[: len(ends)]
+            if variant_ends == ends and all(variant[key] == arch[key] for key in ('embed_dims', 'num_heads')):
+                arch = name
+                break
+        else:
+            if len(ends) < NUM_STAGES:
+                raise ValueError(f'blocks.{num_layers} is missing, and no published variant has these blocks')
+        out_indices = tuple(stage for stage in range(NUM_STAGES) if f'norm{stage}.weight' in state_dict)
+        windowed = out_indices not in ((), (NUM_STAGES - 1,))
+        cfg: Dict[str, Any] = dict(type=cls.__name__, arch=arch)
+        if windowed:
+            cfg.update(window_attention=True, out_indices=out_indices)
+        if starts:
+            widths = [
+                weight_shape(state_dict, f'blocks.{block}.norm{i}.weight', 1)
+                for block, i in ((starts[0] - 1, 2), (starts[0], 1))
+            ]
+            if widths[0] != widths[1]:
+                cfg['dim_mul_in_attention'] = False
+        # The first block's tables are those of its window, if it has one; the last block's never are. If the last
+        # block is also the first of its stage, its keys have the stride of the stage before.
+        block, stride = (num_layers - 1, 4 * 2 ** len(starts)) if windowed and starts else (0, 4)
+        if block in starts and len(starts) == NUM_STAGES - 1:
+            stride //= 2
+        lengths = [weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] for axis in 'hw']
+        size = tuple(stride * (length + 1) // 2 for length in lengths)
+        if size != (224, 224) and not (windowed and not starts):
+            cfg['img_size'] = size[0] if size[0] == size[1] else size
+        return cfg, dict(window_attention=windowed)
+
+
+def stage_starts(state_dict: Dict[str, Tensor]) -> List[int]:
+    """Returns the first block of each stage but the first: its attention is wider than the one before.
+
+    Args:
+        state_dict: Weights of a backbone, without a prefix.
+    """
+    widths: List[int] = []
+    while f'blocks.{len(widths)}.attn.proj.weight' in state_dict:
+        widths.append(weight_shape(state_dict, f'blocks.{len(widths)}.attn.proj.weight', 2)[0])
+    return [block for block in range(1, len(widths)) if widths[block] > widths[block - 1]]

@@ -30,7 +30,8 @@ from ..layers import (
     window_partition,
     window_unpartition,
 )
-from .base import AttentionLayer, Backbone, drop_path_rates
+from ..layers.attention import query_weights
+from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, match_variant, weight_shape
 
 NUM_STAGES = 4
 
@@ -69,7 +70,8 @@ class WindowAttention(nn.Module):
         qkv = window_partition(self.qkv(x), self.window_size)[window, None]
         q, k, _ = (split_heads(y, self.num_heads) for y in qkv.chunk(3, -1))
         mask = window_mask(size, self.window_size, x.shape[0], x.device)
-        return query_weights(q, k, token, q.shape[-1] ** -0.5, None if mask is None else mask[window, 0, 0])
+        mask = None if mask is None else mask[window, 0, 0]
+        return query_weights(q, k, token, q.shape[-1] ** -0.5, mask)[0]
 
 
 class ScalableAttention(nn.Module):
@@ -122,13 +124,7 @@ class ScalableAttention(nn.Module):
     def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
         """Returns the weights of one query, see :meth:`.Attention.attention_weights`; ``window`` is 0."""
         q, k, _ = self._qkv(x)
-        return query_weights(q, k, token, self.scale)
-
-
-def query_weights(q: Tensor, k: Tensor, token: int, scale: float, mask: Optional[Tensor] = None) -> Tensor:
-    """Returns the softmax weights of one query, (heads, N), for q and k of (1, heads, N, C) and a mask of (N,)."""
-    scores = (scale * k @ q[:, :, token, :, None])[0, ..., 0]
-    return (scores if mask is None else scores.masked_fill(~mask, float('-inf'))).softmax(-1)
+        return query_weights(q, k, token, self.scale)[0]
 
 
 class Block(nn.Module):
@@ -191,6 +187,7 @@ class ScalableViT(Backbone):
         [(1, 64, 16, 24), (1, 128, 8, 12), (1, 256, 4, 6), (1, 512, 2, 3)]
     """
 
+    family = 'scalablevit'
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'small': dict(
             embed_dims=(64, 128, 256, 512),
@@ -338,3 +335,33 @@ class ScalableViT(Backbone):
         if part == 'patch_embeds' and stage == 0:
             return 0, num_depths
         return 1 + sum(num_layers[:stage]) + (int(rest[1]) if part == 'stages' else 0), num_depths
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config.
+
+        Assumes heads of 32 channels or a little more, windows of 7 x 7 tokens, and a channel ratio of 1 where the map
+        is not reduced.
+        """
+        arch: Dict[str, tuple] = dict.fromkeys(cls.arch_zoo['small'], ())
+        num_stages = count_weights(state_dict, 'patch_embeds.{}.norm.weight')
+        for stage in range(num_stages):
+            (dim,) = weight_shape(state_dict, f'patch_embeds.{stage}.norm.weight', 1)
+            attn = f'stages.{stage}.1.attn'  # a block with scalable attention
+            reduced = f'{attn}.reduction.0.weight' in state_dict
+            ratio = weight_shape(state_dict, f'{attn}.reduction.0.weight', 4)[-1] if reduced else 1
+            qk_dim = weight_shape(state_dict, f'{attn}.q.weight', 2)[0] if reduced else dim
+            heads = next(n for n in range(max(dim // 32, 1), 0, -1) if dim % n == qk_dim % n == 0)
+            arch['embed_dims'] += (dim,)
+            arch['num_layers'] += (count_weights(state_dict, f'stages.{stage}.{{}}.norm1.weight'),)
+            arch['num_heads'] += (heads,)
+            arch['spatial_ratios'] += (ratio,)
+            arch['channel_ratios'] += (qk_dim / dim,)
+        cfg: Dict[str, Any] = dict(type=cls.__name__, arch=match_variant(cls.arch_zoo, arch, num_stages))
+        out_indices = tuple(stage for stage in range(NUM_STAGES) if f'norm{stage}.weight' in state_dict)
+        if out_indices != tuple(range(NUM_STAGES)):
+            cfg['out_indices'] = out_indices
+        assumed: Dict[str, Any] = dict(num_heads=arch['num_heads'], window_size=7)
+        if 1 in arch['spatial_ratios']:
+            assumed['channel_ratios'] = arch['channel_ratios']
+        return cfg, assumed

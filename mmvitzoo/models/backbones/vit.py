@@ -11,6 +11,7 @@ Maps are (B, H, W, C) between blocks. With a class token, tokens are (B, 1 + H *
 """
 
 import math
+from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers import Attention, LayerNorm2d, PatchEmbed, init_linear_weights, resize_pos_embed
 from ..layers.padding import ceil_div
-from .base import AttentionLayer, Backbone, drop_path_rates
+from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, weight_shape
 
 
 class ResidualConv(nn.Sequential):
@@ -138,6 +139,7 @@ class PlainViT(Backbone):
         [(1, 192, 4, 6), (1, 192, 4, 6)]
     """
 
+    family = 'plainvit'
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'tiny': dict(embed_dims=192, num_layers=12, num_heads=3, mlp_ratio=4),
         'small': dict(embed_dims=384, num_layers=12, num_heads=6, mlp_ratio=4),
@@ -338,6 +340,53 @@ class PlainViT(Backbone):
             return num_depths - 1, num_depths
         return int(rest[0]) + 1 if part == 'blocks' else 0, num_depths
 
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config.
+
+        Assumes, where nothing tells, the number of heads (see :func:`infer_plain_arch`), windows of 14 x 14 tokens
+        beside residual convolutions, and the grid nearest to a square for positions.
+        """
+        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo)
+        with_cls_token = 'cls_token' in state_dict
+        cfg = dict(
+            type=cls.__name__,
+            arch=next((name for name, variant in cls.arch_zoo.items() if variant == arch), arch),
+            with_cls_token=with_cls_token,
+            final_norm='norm.weight' in state_dict,
+        )
+        residual = [block for block in range(arch['num_layers']) if f'blocks.{block}.residual.0.weight' in state_dict]
+        if residual:
+            cfg['residual_block_indexes'] = residual
+        img_grid = None
+        if 'blocks.0.attn.rel_pos_h' in state_dict:
+            cfg['use_rel_pos'] = True
+            window_size, global_blocks, img_grid = infer_attention_areas(
+                state_dict, arch['num_layers'], evenly=not residual
+            )
+            cfg['window_size'] = window_size
+            if img_grid in (None, (window_size, window_size)):  # all tables have one size
+                assumed.update(window_size=window_size, global_attn_indexes=global_blocks)
+            if global_blocks:
+                cfg['global_attn_indexes'] = global_blocks
+        elif residual:
+            cfg['window_size'] = assumed['window_size'] = 14
+
+        num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - with_cls_token
+        patch_size = weight_shape(state_dict, 'patch_embed.proj.weight', 4)[-1]
+        fits = img_grid is not None and math.prod(img_grid) == num_patches
+        grid = img_grid if fits else nearest_grid(num_patches)
+        img_grid = img_grid or grid
+        cfg['img_size'] = _pixels(img_grid, patch_size)
+        if grid != img_grid:
+            cfg['pretrain_img_size'] = _pixels(grid, patch_size)
+        if grid[0] != grid[1] and not fits:
+            name = 'img_size' if grid == img_grid else 'pretrain_img_size'
+            assumed[name] = cfg[name]
+        if patch_size != 16:
+            cfg['patch_size'] = patch_size
+        return cfg, assumed
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Resizes positions of another square grid, and drops a class token that the model does not have."""
         if self.pos_embed is not None:
@@ -355,3 +404,67 @@ class PlainViT(Backbone):
                         grids = f'{side} x {side} to {self.grid[0]} x {self.grid[1]}'
                         print_log(f'{self._get_name()}: resized positions from {grids}', logger='current')
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def infer_plain_arch(
+    state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]]
+) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Infers width, depth, heads and MLP ratio of plain blocks, and returns the assumed ones a second time.
+
+    Relative positions tell the number of heads. Without them, it is assumed to be that of a published variant, or the
+    one with heads of 64 channels or a little more.
+    """
+    num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
+    hidden_dim, dim = weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
+    mlp_ratio = hidden_dim / dim
+    assumed = {}
+    if 'blocks.0.attn.rel_pos_h' in state_dict:
+        head_dim = weight_shape(state_dict, 'blocks.0.attn.rel_pos_h', 2)[1]
+        if dim % head_dim:
+            raise ValueError(f'blocks.0.attn.rel_pos_h has {head_dim} channels, which do not divide {dim}')
+        num_heads = dim // head_dim
+    else:
+        known = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=mlp_ratio)
+        published = (variant['num_heads'] for variant in arch_zoo.values() if {**variant, **known} == variant)
+        nearest = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
+        num_heads = assumed['num_heads'] = next(published, nearest)
+    return dict(embed_dims=dim, num_layers=num_layers, num_heads=num_heads, mlp_ratio=mlp_ratio), assumed
+
+
+def infer_attention_areas(
+    state_dict: Dict[str, Tensor], num_layers: int, evenly: bool
+) -> Tuple[int, Tuple[int, ...], Optional[Tuple[int, int]]]:
+    """Infers from relative positions where blocks attend: most in windows, the others to the whole image.
+
+    Args:
+        state_dict: Weights of a backbone, without a prefix.
+        num_layers: Number of blocks.
+        evenly: Assume four evenly spaced global blocks if the tables of all blocks have one size.
+
+    Returns:
+        Side of the windows in tokens, the global blocks, and the grid (H, W) of their tables: that of a window if the
+        blocks were assumed, None if there are none.
+    """
+    lengths = [
+        tuple(weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] for axis in 'hw')
+        for block in range(num_layers)
+    ]
+    length = Counter(lengths).most_common(1)[0][0][0]
+    global_blocks = tuple(block for block in range(num_layers) if lengths[block] != (length, length))
+    if not global_blocks and evenly and num_layers >= 4:
+        global_blocks = tuple((i + 1) * num_layers // 4 - 1 for i in range(4))
+    grid = tuple((x + 1) // 2 for x in lengths[global_blocks[0]]) if global_blocks else None
+    return (length + 1) // 2, global_blocks, grid
+
+
+def nearest_grid(num_patches: int) -> Tuple[int, int]:
+    """Returns rows and columns of the grid nearest to a square, at least as wide as high."""
+    if num_patches < 1:
+        raise ValueError('pos_embed has no position of a patch')
+    rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
+    return rows, num_patches // rows
+
+
+def _pixels(grid: Tuple[int, int], patch_size: int) -> Union[int, Tuple[int, int]]:
+    height, width = (side * patch_size for side in grid)
+    return height if height == width else (height, width)

@@ -10,7 +10,7 @@ image to stride 16.
 """
 
 import math
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import pad_to_multiple
-from .vit import Block, PlainViT
+from .base import weight_shape
+from .vit import Block, PlainViT, infer_attention_areas, infer_plain_arch, nearest_grid
 
 # Dilations, kernel size and stride of the three reduction cells.
 REDUCTIONS = (((1, 2, 3, 4), 7, 4), ((1, 2, 3), 3, 2), ((1, 2), 3, 2))
@@ -222,6 +223,7 @@ class ViTAE(PlainViT):
         [(1, 384, 4, 6)]
     """
 
+    family = 'vitae'
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'base': dict(
             embed_dims=768,
@@ -305,3 +307,39 @@ class ViTAE(PlainViT):
     def _build_block(self, residual: bool, **kwargs: Any) -> nn.Module:
         names = ('embed_dims', 'num_heads', 'mlp_ratio', 'pcm_convs')
         return NormalCell(*(self.arch[name] for name in names), self.norm_cfg, **kwargs)
+
+    @classmethod
+    def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Infers the config; relative positions of one size in every block do not tell which blocks are global."""
+        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo)
+        arch['pcm_convs'] = 3 if 'blocks.0.pcm.6.weight' in state_dict else 2
+        has_cells = 'patch_embed.0.prm.0.weight' in state_dict
+        arch['reduction_dims'] = (
+            tuple(weight_shape(state_dict, f'patch_embed.{stage}.norm.weight', 1)[0] for stage in (0, 1))
+            if has_cells
+            else None
+        )
+        name = next((name for name, variant in cls.arch_zoo.items() if {**variant, **arch} == variant), None)
+        cfg = dict(type=cls.__name__, arch=name, final_norm='norm.weight' in state_dict)
+        grid = None if has_cells else nearest_grid(weight_shape(state_dict, 'pos_embed', 3)[1])
+        is_assumed_grid = grid is not None and grid[0] != grid[1]
+        global_blocks, is_told = (), False
+        if 'blocks.0.attn.rel_pos_h' in state_dict:
+            window_size, global_blocks, rel_pos_grid = infer_attention_areas(
+                state_dict, arch['num_layers'], evenly=True
+            )
+            cfg['window_size'] = window_size
+            is_told = rel_pos_grid not in (None, (window_size, window_size))
+            if rel_pos_grid:
+                grid, is_assumed_grid = rel_pos_grid, False
+        if name is None or (is_told and cls.arch_zoo[name]['global_attn_indexes'] != global_blocks):
+            cfg['arch'] = dict(arch, global_attn_indexes=global_blocks)
+        elif not is_told:
+            global_blocks = cls.arch_zoo[name]['global_attn_indexes']
+        if not is_told:
+            assumed['global_attn_indexes'] = global_blocks
+        if grid:
+            cfg['img_size'] = tuple(16 * side for side in grid)
+        if is_assumed_grid:
+            assumed['img_size'] = cfg['img_size']
+        return cfg, assumed

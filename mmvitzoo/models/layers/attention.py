@@ -46,6 +46,23 @@ def pad_for_flash(q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tens
     return q, k, v
 
 
+def query_weights(q: Tensor, k: Tensor, token: int, scale: float, mask: Optional[Tensor] = None) -> Tensor:
+    """Returns the softmax weights of one query, for analysis.
+
+    Args:
+        q: (B, heads, Nq, C).
+        k: (B, heads, N, C).
+        token: Index of the query.
+        scale: Factor of the scores.
+        mask: (N,), True for keys that are attended to; None attends to all.
+
+    Returns:
+        (B, heads, N).
+    """
+    scores = (scale * k @ q[:, :, token, :, None])[..., 0]
+    return (scores if mask is None else scores.masked_fill(~mask, float('-inf'))).softmax(-1)
+
+
 def rel_pos_attention_flash(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """Attention with decomposed relative positions as one dot product, see :mod:`.rel_pos`.
 
@@ -96,21 +113,6 @@ class RelPosAttention(nn.Module):
         if self.rel_pos_h is None:
             return sdpa(q, k, v)
         return self.rel_pos_attention(q, k, v, *self.rel_pos(q_size, k_size))
-
-    def query_weights(self, q: Tensor, k: Tensor, q_size: Sequence[int], k_size: Sequence[int], token: int) -> Tensor:
-        """Returns the softmax weights of one query, (B, heads, N), for analysis.
-
-        Args:
-            q: (B, heads, Hq * Wq, C).
-            k: (B, heads, H * W, C).
-            q_size: (Hq, Wq).
-            k_size: (H, W).
-            token: Index of the query.
-        """
-        scale = q.shape[-1] ** -0.5
-        if self.rel_pos_h is not None:
-            q, k = concat_rel_pos(q, k, *self.rel_pos(q_size, k_size))
-        return (scale * k @ q[:, :, token, :, None])[..., 0].softmax(-1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for name in ('rel_pos_h', 'rel_pos_w'):
@@ -176,4 +178,7 @@ class Attention(RelPosAttention):
         if self.window_size:
             x = window_partition(x, self.window_size)[window, None]
         q, k, _ = (split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, -1))
-        return self.query_weights(q, k, x.shape[1:3], x.shape[1:3], token)[0]
+        scale = q.shape[-1] ** -0.5
+        if self.rel_pos_h is not None:
+            q, k = concat_rel_pos(q, k, *self.rel_pos(x.shape[1:3], x.shape[1:3]))
+        return query_weights(q, k, token, scale)[0]

@@ -22,6 +22,7 @@ from .rel_pos import decomposed_rel_pos
 # of one part serves the next instead of new pages of the system.
 HIDDEN_ELEMENTS = 2**22
 BIAS_ELEMENTS = 2**22
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None) -> nn.Module:
@@ -54,7 +55,7 @@ def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None
         raise ValueError(f'optimize_for_inference: dtype is None or torch.bfloat16, got {dtype}')
     _fold_batch_norms(model)
     _swap(model, dtype)
-    return model
+    return model.eval()  # also the new layers
 
 
 def _fold_batch_norms(model: nn.Module) -> None:
@@ -120,15 +121,16 @@ class OneDNNLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device='meta')
         self.weight, self.bias, self.gelu = linear.weight, linear.bias, gelu
         if dtype is not None:
-            self.to_empty(device='cpu').to(dtype)
-            self.load_state_dict(linear.state_dict())
-        self.eval()
+            self.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
+            if linear.bias is not None:
+                self.bias = nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         dtype = x.dtype
         x = x.to(self.weight.dtype)
-        if x.device.type == 'cpu' and _is_inference(x, self.weight, self.bias):
+        supported = x.dtype in ONEDNN_DTYPES and x.numel() > 0 and x.shape[-1] == self.in_features
+        if supported and _is_inference(x, self.weight, self.bias):
             gelu = 'gelu' if self.gelu else 'none'
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, gelu, [], 'none').to(dtype)
         x = super().forward(x)
@@ -147,7 +149,6 @@ class MlpInParts(nn.Module):
         super().__init__()
         self.fc1 = OneDNNLinear(mlp.fc1, dtype, gelu=True)
         self.fc2 = OneDNNLinear(mlp.fc2, dtype)
-        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C')."""
@@ -173,7 +174,6 @@ class MergedConvRelativePosition(nn.Module):
             kernels = [F.pad(conv.weight, (self.radius - conv.padding[0],) * 4) for conv in crpe.convs]
             self.weight = nn.Parameter(torch.cat(kernels), requires_grad=False)
             self.bias = nn.Parameter(torch.cat([conv.bias for conv in crpe.convs]), requires_grad=False)
-        self.eval()
 
     def forward(self, v: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

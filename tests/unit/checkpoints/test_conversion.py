@@ -1,4 +1,4 @@
-"""Recognising and renaming: every layout of every family."""
+"""Recognizing layouts and renaming keys, for all families."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.checkpoints import CheckpointError, convert, export
-from mmvitzoo.checkpoints.conversion import LAYOUTS
+from mmvitzoo.checkpoints.layouts import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,20 +23,20 @@ def under(prefix, state_dict):
     return {prefix + key: value for key, value in state_dict.items() if not key.startswith('cls_head')}
 
 
-def test_official(official):
+def test_official_classifier(official):
     converted = convert(official)
     assert (converted.family, converted.source, converted.arch) == ('mpvit', 'official', 'tiny')
     assert converted.backbone_cfg == dict(type='MPViT', arch='tiny')
     assert torch.equal(converted.state_dict['head.fc.weight'], official['cls_head.cls.weight'])
     assert {key.split('.')[0] for key in converted.state_dict} == {'backbone', 'head'}
-    # Every key went somewhere or is accounted for: 14 copies in each of 23 blocks.
+    # Every key is renamed or has a reason: 14 copies in each of 23 blocks.
     assert len(converted.state_dict) + len(converted.dropped) == len(official)
     assert len(converted.dropped) == 14 * 23
     copy = 'mhca_stages.0.mhca_blks.0.MHCA_layers.0.cpe.proj.weight'
     assert converted.dropped[copy] == 'equal copy of a shared tensor'
 
 
-def test_mmsegmentation_0(official):
+def test_mmsegmentation_0_backbone_and_heads(official):
     state_dict = under('backbone.', official)
     state_dict['decode_head.conv_seg.weight'] = torch.ones(1)
     state_dict['auxiliary_head.convs.0.bn.running_mean'] = torch.ones(1)
@@ -47,8 +47,8 @@ def test_mmsegmentation_0(official):
     assert 'auxiliary_head.convs.0.bn.running_mean' in converted.state_dict
 
 
-def test_whole_segmentor_of_mmsegmentation_0():
-    """Its heads have kept their names: with the backbone's they are those of our config."""
+def test_mmsegmentation_0_segmentor_fits_its_config():
+    """The heads have the same names in MMSegmentation 0 and 1."""
     config = Config.fromfile(ROOT / 'configs/mpvit/mpvit-small_upernet_8xb2-160k_ade20k-512x512.py')
     config.model.backbone.pop('init_cfg')
     init_default_scope('mmseg')
@@ -65,7 +65,7 @@ def test_whole_segmentor_of_mmsegmentation_0():
     assert all(value is weights[key] for key, value in converted.state_dict.items())
 
 
-def test_ours_stays_as_it_is(official):
+def test_own_names_are_unchanged(official):
     converted = convert(official)
     again = convert(converted.state_dict)
     bare = convert(converted.backbone)
@@ -80,8 +80,8 @@ def assert_same_backbone(converted, official):
     assert all(torch.equal(value, expected[key]) for key, value in converted.backbone.items())
 
 
-def test_copies_alone_suffice(official):
-    """safetensors keeps one of the names of a shared tensor, whichever comes first."""
+def test_one_name_of_a_shared_tensor_suffices(official):
+    """safetensors keeps the first of its names only."""
     shared = [key for key in official if '.cpe.' in key or '.crpe.' in key]
     kept = [key for key in shared if '.MHCA_layers.0.cpe.' in key or '.MHCA_layers.0.crpe.' in key]
     dropped = set(shared) - set(kept)
@@ -90,34 +90,33 @@ def test_copies_alone_suffice(official):
     MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
 
 
-def test_copies_must_agree(official):
+def test_copies_of_a_shared_tensor_must_be_equal(official):
     key = 'mhca_stages.1.mhca_blks.2.MHCA_layers.1.factoratt_crpe.crpe.conv_list.0.weight'
     with pytest.raises(CheckpointError, match='one shared tensor, but differ') as error:
         convert({**official, key: official[key] + 1})
     assert key in str(error.value)
 
 
-def test_unknown_keys_in_a_known_layout(official):
+def test_unknown_keys_are_refused(official):
     with pytest.raises(CheckpointError, match='mpvit/official has no rule for 2 keys: extra.a, extra.b'):
         convert({**official, 'extra.a': torch.zeros(1), 'extra.b': torch.zeros(1)})
 
 
-def test_weights_that_tell_the_variant_are_missing(official):
+def test_missing_weight_is_named(official):
     incomplete = {key: value for key, value in official.items() if not key.endswith('mlp.fc1.weight')}
-    with pytest.raises(
-        CheckpointError, match='mpvit/official with missing .* stages.0.paths.0.blocks.0.mlp.fc1.weight'
-    ):
+    message = r'mpvit/official with missing .*: stages.0.paths.0.blocks.0.mlp.fc1.weight is missing'
+    with pytest.raises(CheckpointError, match=message):
         convert(incomplete)
 
 
-def test_unknown_layout():
+def test_unknown_layout_lists_the_known_ones():
     state_dict = {f'layers.{i}.weight': torch.zeros(1) for i in range(9)}
     with pytest.raises(CheckpointError, match='mpvit/official, mpvit/detectron2, mpvit/mmseg0') as error:
         convert(state_dict)
     assert 'layers.0.weight, layers.1.weight' in str(error.value)
 
 
-def test_family_and_source_restrict(official):
+def test_family_and_source_restrict_the_layouts(official):
     assert convert(official, family='mpvit', source='official').source == 'official'
     with pytest.raises(CheckpointError, match='no layout swin/'):
         convert(official, family='swin')
@@ -126,14 +125,14 @@ def test_family_and_source_restrict(official):
 
 
 @pytest.mark.parametrize('form', ['mpvit', 'scalablevit'])
-def test_early_stages_of_no_published_variant(form):
-    """What the later stages would be is known of published ones only."""
+def test_early_stages_of_an_unpublished_variant_are_refused(form):
+    """The later stages are known of published variants only."""
     model = slim(form, out_indices=(0, 1))
-    with pytest.raises(CheckpointError, match=f'{form}/mmvitzoo with missing .* stages.2'):
+    with pytest.raises(CheckpointError, match=f'{form}/mmvitzoo with missing .* 2 stages, and stages.2 is missing'):
         convert(model.state_dict())
 
 
-def test_early_stages_alone():
+def test_early_stages_of_a_published_variant():
     with torch.device('meta'):
         model = MODELS.build(dict(type='MPViT', arch='small', out_indices=(1,)))
         converted = convert(model.state_dict())
@@ -142,12 +141,14 @@ def test_early_stages_alone():
 
 
 @pytest.mark.parametrize('name', ['MPViT', 'MViTv2', 'ScalableViT', 'PlainViT', 'ViTAE'])
-def test_published_variants_are_recognised(name):
+def test_published_variants_are_recognized(name):
     for arch in MODELS.get(name).arch_zoo:
         with torch.device('meta'):
             weights = MODELS.build(dict(type=name, arch=arch)).state_dict()
             converted = convert(weights)
-            assert (converted.family, converted.source, converted.arch) == (name.lower(), 'mmvitzoo', arch)
+            # A PlainViT alone has timm's names.
+            source = 'timm' if name == 'PlainViT' else 'mmvitzoo'
+            assert (converted.family, converted.source, converted.arch) == (name.lower(), source, arch)
             again = MODELS.build(converted.backbone_cfg).state_dict()
         assert {key: x.shape for key, x in again.items()} == {key: x.shape for key, x in weights.items()}
 
@@ -155,8 +156,8 @@ def test_published_variants_are_recognised(name):
 @pytest.mark.parametrize(
     'name', ['mpvit/mask-rcnn_mpvit-tiny_fpn_1x_coco', 'mvitv2/mask-rcnn_mvitv2-tiny_fpn_ms-3x_coco']
 )
-def test_checkpoint_tells_what_a_config_says(name):
-    """All but what initialises and regularises the backbone, and the kind of norm."""
+def test_config_of_a_detector_is_inferred(name):
+    """Except initialization, regularization and the kind of norm."""
     config = Config.fromfile(ROOT / f'configs/{name}.py').model.backbone
     config = {key: value for key, value in config.items() if key not in ('init_cfg', 'drop_path_rate', 'norm_cfg')}
     with torch.device('meta'):
@@ -164,10 +165,10 @@ def test_checkpoint_tells_what_a_config_says(name):
 
 
 @pytest.mark.parametrize('family', ['mpvit', 'mvitv2', 'scalablevit', 'vitae', 'plainvit'])
-def test_tables_keep_queries_keys_and_values_apart(family):
-    """A part of a key that says which of them it is stands on both sides of a table."""
+def test_tables_never_swap_queries_keys_and_values(family):
+    """A part of a key that names one of them is on both sides of a table."""
     names = {'q_bias', 'v_bias', 'rel_pos_h', 'rel_pos_w', 'qkv', 'kqv', 'kv'}
-    names |= {f'{kind}{name}' for kind in ('', 'pool_', 'norm_') for name in 'qkv'}
+    names |= {f'{prefix}{name}' for prefix in ('', 'pool_', 'norm_') for name in 'qkv'}
     found = 0
     for layout in LAYOUTS:
         rules = [(theirs, ours) for theirs, ours in layout.table.items() if isinstance(ours, str)]
@@ -178,9 +179,10 @@ def test_tables_keep_queries_keys_and_values_apart(family):
     assert found
 
 
-def test_misshapen_weights(official):
+def test_misshapen_weight_is_named_with_its_shape(official):
     key = 'mhca_stages.0.mhca_blks.0.MHCA_layers.0.mlp.fc1.weight'
-    with pytest.raises(CheckpointError, match='mpvit/official with missing or misshapen weights'):
+    message = r'stages.0.paths.0.blocks.0.mlp.fc1.weight has shape \(3,\), expected 2 dimensions'
+    with pytest.raises(CheckpointError, match=f'mpvit/official with missing or misshapen weights .*{message}'):
         convert({**official, key: torch.zeros(3)})
 
 
@@ -191,8 +193,8 @@ def test_misshapen_weights(official):
         ('vitae', 'vitae-repository', 'backbone.blocks.1.attn.q_bias', 'backbone.blocks.1.attn.qkv.bias'),
     ],
 )
-def test_two_weights_for_one(form, source, theirs, extra):
-    """Where several of theirs become one of ours, none is dropped silently."""
+def test_two_sources_of_one_weight_are_refused(form, source, theirs, extra):
+    """Several original keys may become one of ours; none is dropped silently."""
     converted = convert(slim(form, (3,)).state_dict())
     weights = export(converted.state_dict, converted.family, source)
     if theirs not in weights:
@@ -203,9 +205,32 @@ def test_two_weights_for_one(form, source, theirs, extra):
         convert({**weights, extra: torch.zeros(3)})
 
 
-def test_custom_arch():
+def test_unpublished_variant():
     arch = dict(num_paths=(2, 1, 3, 1), num_layers=(1, 2, 1, 1), embed_dims=(16, 24, 32, 40), mlp_ratios=(2, 3, 2, 1.5))
     model = MODELS.build(dict(type='MPViT', arch=arch))
     converted = convert(model.state_dict())
     assert converted.arch == arch
     MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
+
+
+def test_assumed_arguments_are_named(official):
+    """Shapes of MPViT and of relative positions tell everything; those of a plain classifier do not tell the heads."""
+    assert convert(official).assumed == {} and convert(official).description == 'tiny'
+    plain, vitdet = (convert(slim(form).state_dict()) for form in ('vit', 'vitdet'))
+    assert plain.assumed == dict(num_heads=1) and plain.description.endswith(', num_heads=1 (assumed)')
+    assert vitdet.assumed == {} and vitdet.arch['num_heads'] == 3
+    assert convert(slim('mvitv2', (3,)).state_dict()).assumed == dict(window_attention=False)
+    assert set(convert(slim('scalablevit').state_dict()).assumed) == {'num_heads', 'window_size', 'channel_ratios'}
+    with torch.device('meta'):
+        published = convert(MODELS.build(dict(type='PlainViT', arch='tiny', img_size=(64, 96))).state_dict())
+    assert published.description == 'tiny, num_heads=3 (assumed), img_size=(64, 96) (assumed)'
+
+
+@pytest.mark.parametrize('form', ['mvitv2', 'vit'])
+def test_unknown_backbone_key_in_a_whole_model_is_refused(form):
+    """Frameworks around timm's or the authors' models write keys like ours, and others that change their meaning."""
+    weights = {f'backbone.{key}': x for key, x in slim(form).state_dict().items()}
+    weights['head.fc.weight'] = torch.zeros(3)
+    assert convert(weights).source == 'mmvitzoo'
+    with pytest.raises(CheckpointError, match="backbone.blocks.0.ls1.gamma is no weight of this package's"):
+        convert({**weights, 'backbone.blocks.0.ls1.gamma': torch.zeros(3)})

@@ -1,4 +1,4 @@
-"""Whole detectors of Detectron2: weights go where they belong, and heads compute what Detectron2 computes."""
+"""Whole detectors of Detectron2: every weight is converted, and heads compute what Detectron2 computes."""
 
 import math
 from pathlib import Path
@@ -20,14 +20,17 @@ CHANNELS = dict(mpvit=FORMS['mpvit'].channels, mvitv2=FORMS['mvitv2'].channels)
 
 
 def slim_backbone(form, **kwargs):
-    """Weights in Detectron2's names."""
+    """Returns the weights of a slim backbone in Detectron2's names."""
     converted = convert(slim(form, **kwargs).state_dict())
     return export(converted.state_dict, converted.family, 'detectron2')
 
 
 def detector(name, backbone, around):
-    """Weights in Detectron2's names, a backbone's and those around it, and the model of a config with them."""
-    # Of a size that keeps products in range.
+    """Builds the detector of a config with the weights of a backbone and of the parts around it.
+
+    Returns the weights in Detectron2's names and the model.
+    """
+    # Scaled so that activations stay in range.
     around = {key: x / math.sqrt(x[0].numel()) if x.dim() > 1 else x for key, x in around.items()}
     weights = {**backbone, **around}
     converted = convert(weights)
@@ -36,7 +39,7 @@ def detector(name, backbone, around):
     config.model.backbone = converted.backbone_cfg
     if converted.family == 'plainvit':
         config.model.neck.in_channels = 96
-        config.model.rpn_head.norm_cfg = None  # as Detectron2 has released it
+        config.model.rpn_head.norm_cfg = None  # as in Detectron2's released detectors
     else:
         config.model.neck.in_channels = list(CHANNELS[converted.family][-len(config.model.neck.in_channels) :])
     box_heads = config.model.get('roi_head', {}).get('bbox_head', [])
@@ -72,7 +75,7 @@ def mask_rcnn():
 
 @pytest.fixture(scope='module')
 def cascade():
-    """Heads with BatchNorm, an RPN with two convolutions."""
+    """Cascade Mask R-CNN with BatchNorm in its heads and two convolutions in its RPN."""
     torch.manual_seed(0)
     around = {**fpn(CHANNELS['mvitv2']), **heads(CASCADE, norm=BATCH_NORM, hidden=128)}
     around.update({key: x.abs() + 0.1 for key, x in around.items() if key.endswith('running_var')})
@@ -81,7 +84,7 @@ def cascade():
 
 @pytest.fixture(scope='module')
 def vitdet(load_golden):
-    """Heads with LayerNorm after their convolutions."""
+    """Mask R-CNN with LayerNorm after the convolutions of its heads."""
     torch.manual_seed(0)
     around = heads(norm=('weight', 'bias'), hidden=128)
     backbone = {f'backbone.{key}': x for key, x in load_golden('vitdet_d2_small').state_dict.items()}
@@ -96,8 +99,8 @@ def conv(weights, name, x, **kwargs):
     norm = {leaf: weights.get(f'{name}.norm.{leaf}') for leaf in ('weight', 'bias', 'running_mean', 'running_var')}
     norm = {leaf: None if value is None else value[:, None, None] for leaf, value in norm.items()}
     if norm['running_var'] is None:
-        centred = x - x.mean(1, keepdim=True)
-        x = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        centered = x - x.mean(1, keepdim=True)
+        x = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     else:
         x = (x - norm['running_mean']) / (norm['running_var'] + 1e-5).sqrt()
     return x * norm['weight'] + norm['bias']
@@ -116,7 +119,7 @@ def box_head(weights, name, x):
 
 
 def pyramid(weights, maps, first):
-    """Detectron2's FPN."""
+    """Computes Detectron2's FPN."""
     outs, above = [], None
     for level in reversed(range(first, first + len(maps))):
         lateral = conv(weights, f'backbone.fpn_lateral{level}', maps[level - first])
@@ -126,7 +129,7 @@ def pyramid(weights, maps, first):
 
 
 def anchors(height, width, stride, sizes, ratios=(0.5, 1, 2)):
-    """(H * W * A, 4) in Detectron2's order: places by row, then sizes, then ratios; centred on corners of cells."""
+    """Returns Detectron2's anchors, (H * W * A, 4), centered on corners of cells: by row, column, size, ratio."""
     cells = []
     for size in sizes:
         for ratio in ratios:
@@ -138,17 +141,17 @@ def anchors(height, width, stride, sizes, ratios=(0.5, 1, 2)):
 
 
 def decoded(deltas, boxes, weights=(1, 1, 1, 1)):
-    """Detectron2's boxes: deltas relative to centre and size, sizes at most 62.5 times as large."""
+    """Decodes Detectron2's boxes: deltas relative to center and size, sizes at most 62.5 times as large."""
     size = boxes[:, 2:] - boxes[:, :2]
-    centre = boxes[:, :2] + size / 2
+    center = boxes[:, :2] + size / 2
     deltas = deltas / torch.tensor(weights)
-    centre = centre + deltas[:, :2] * size
+    center = center + deltas[:, :2] * size
     size = size * deltas[:, 2:].clamp(max=math.log(1000 / 16)).exp()
-    return torch.cat([centre - size / 2, centre + size / 2], -1)
+    return torch.cat([center - size / 2, center + size / 2], -1)
 
 
-def by_place(x, channels):
-    """(1, A * channels, H, W) -> (H * W * A, channels), as both read the maps of heads."""
+def by_anchor(x, channels):
+    """(1, A * channels, H, W) -> (H * W * A, channels), the order in which both frameworks read the maps of heads."""
     return x[0].unflatten(0, (-1, channels)).permute(2, 3, 0, 1).flatten(0, 2)
 
 
@@ -158,7 +161,7 @@ def same(ours, theirs, tolerance=1e-5):
 
 
 def same_boxes(coder, deltas, theirs, boxes, weights=(1, 1, 1, 1)):
-    """But for the few whose side is less than a 62.5th of the anchor's: MMDetection stops there."""
+    """Compares boxes, except the few with a side below 1/62.5 of the anchor's: MMDetection clips those."""
     usual = (theirs[:, 2:] / torch.tensor(weights[2:]) > -math.log(1000 / 16)).all(1)
     assert usual.float().mean() > 0.9
     same(coder.decode(boxes, deltas)[usual], decoded(theirs, boxes, weights)[usual])
@@ -183,15 +186,15 @@ def test_retinanet(name, widths, request):
             boxes = conv(weights, f'head.bbox_subnet.{layer}', boxes).relu()
         logits, boxes = conv(weights, 'head.cls_score', logits), conv(weights, 'head.bbox_pred', boxes)
         stride = 8 << i
-        places = anchors(*level.shape[2:], stride, [4 * stride * 2 ** (j / 3) for j in range(3)])
-        # Of the nine anchors of a place, MMDetection has the sizes of one ratio side by side.
-        places, logits, boxes = (
+        expected = anchors(*level.shape[2:], stride, [4 * stride * 2 ** (j / 3) for j in range(3)])
+        # MMDetection orders the nine anchors of a location by ratio, then by size.
+        expected, logits, boxes = (
             x.unflatten(0, (-1, 3, 3)).transpose(1, 2).flatten(0, 2)
-            for x in (places, by_place(logits, 80), by_place(boxes, 4))
+            for x in (expected, by_anchor(logits, 80), by_anchor(boxes, 4))
         )
-        same(priors[i], places)
-        same(by_place(scores[i], 80), logits)
-        same_boxes(model.bbox_head.bbox_coder, by_place(deltas[i], 4), boxes, places)
+        same(priors[i], expected)
+        same(by_anchor(scores[i], 80), logits)
+        same_boxes(model.bbox_head.bbox_coder, by_anchor(deltas[i], 4), boxes, expected)
 
 
 @torch.no_grad()
@@ -207,18 +210,18 @@ def test_rpn(name, widths, request):
     for i, level in enumerate(levels):
         same(ours[i], level)
         hidden = level
-        for layer in ('conv', 'conv.conv0', 'conv.conv1'):  # one, or two
+        for layer in ('conv', 'conv.conv0', 'conv.conv1'):  # a single convolution, or two
             layer = f'proposal_generator.rpn_head.{layer}'
             if f'{layer}.weight' in weights:
                 hidden = conv(weights, layer, hidden).relu()
-        places = anchors(*level.shape[2:], 4 << i, [32 << i])
-        same(priors[i], places)
+        expected = anchors(*level.shape[2:], 4 << i, [32 << i])
+        same(priors[i], expected)
         same(scores[i], conv(weights, 'proposal_generator.rpn_head.objectness_logits', hidden))
         boxes = conv(weights, 'proposal_generator.rpn_head.anchor_deltas', hidden)
-        same_boxes(model.rpn_head.bbox_coder, by_place(deltas[i], 4), by_place(boxes, 4), places)
+        same_boxes(model.rpn_head.bbox_coder, by_anchor(deltas[i], 4), by_anchor(boxes, 4), expected)
 
 
-# Of a detector the stage of its heads, what Detectron2 calls it, and the weights of its boxes; see test_cascade, too.
+# Detector, stage of its heads, Detectron2's suffix of the stage, and weights of the box deltas; see also test_cascade.
 HEADS = [
     ('mask_rcnn', None, '', (10, 10, 5, 5)),
     ('vitdet', None, '', (10, 10, 5, 5)),
@@ -257,7 +260,7 @@ def test_mask_head(name, request):
 
 @torch.no_grad()
 def test_cascade(cascade):
-    """Each stage moves the boxes, clipped to the image, for the next; the stages' probabilities are averaged."""
+    """Each stage refines the boxes, clipped to the image, for the next; class probabilities are averaged."""
     weights, model = cascade
     head, levels = model.roi_head, [torch.randn(1, 256, 32 >> i, 48 >> i) for i in range(4)]
     boxes = torch.tensor([[4.0, 6, 100, 90], [30, 20, 190, 120], [0, 0, 60, 60]])
@@ -278,8 +281,8 @@ def test_cascade(cascade):
     same(scores[0].softmax(-1), probabilities)
 
 
-def test_masks_are_pasted_alike(mask_rcnn):
-    """Each pixel's centre, in the box's coordinates, reads the mask bilinearly; more than a half is inside."""
+def test_pasted_masks(mask_rcnn):
+    """Each pixel's center samples the mask bilinearly in the box's coordinates; the threshold is 0.5."""
     _, model = mask_rcnn
     logits, box = torch.randn(1, 80, 28, 28), torch.tensor([[7.3, 4.9, 41.2, 22.6]])
     meta = dict(img_shape=(32, 48), ori_shape=(32, 48), scale_factor=(1.0, 1.0))
@@ -293,8 +296,8 @@ def test_masks_are_pasted_alike(mask_rcnn):
     assert torch.equal(masks[0], F.grid_sample(probability, grid, align_corners=False)[0, 0] >= 0.5)
 
 
-def test_anchors_must_be_nine():
+def test_retinanet_without_nine_anchors_is_refused():
     weights = {'backbone.bottom_up.blocks.0.attn.pool_q.weight': torch.zeros(1)}
     weights.update({'head.cls_score.weight': torch.zeros(8, 256, 3, 3)})
-    with pytest.raises(CheckpointError, match='3 sizes of 3 ratios, got 8'):
+    with pytest.raises(CheckpointError, match=r'retina_cls.weight has shape \(8, .*, expected 3 sizes x 3 ratios'):
         convert(weights)

@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
+from forms import MPVIT, slim
 from mmengine.registry import MODELS
 
-from mmvitzoo.checkpoints import CheckpointError, convert, pretrained, save
+from mmvitzoo.checkpoints import CheckpointError, convert, load_pretrained, pretrained, reading, save
+from mmvitzoo.models import MPViT, PlainViT
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +24,7 @@ def build(checkpoint, **kwargs):
     return model
 
 
-def test_original_file(tmp_path, official, monkeypatch):
+def test_original_file_loads_with_a_log(tmp_path, official, monkeypatch):
     lines = []
     monkeypatch.setattr(pretrained, 'print_log', lambda line, logger: lines.append(line))
     torch.save({'model': official}, tmp_path / 'mpvit_tiny.pth')
@@ -35,8 +37,8 @@ def test_original_file(tmp_path, official, monkeypatch):
     assert re.search('left out 2 tensors of .*: not in this backbone', log)  # the classifier
 
 
-def test_inside_a_detector(tmp_path, official):
-    """MMEngine initialises modules from the top; nothing may overwrite what was loaded."""
+def test_backbone_of_a_detector_keeps_its_weights(tmp_path, official):
+    """MMEngine initializes all modules of a model; loaded weights may not be overwritten."""
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
@@ -60,20 +62,49 @@ def test_converted_file_with_and_without_prefix(tmp_path, official):
         build(tmp_path / 'a.safetensors', init_cfg=dict(prefix='neck.'))
 
 
-def test_other_variant(tmp_path, official):
+def test_other_variant_is_refused(tmp_path, official):
     torch.save(official, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='a.pth: holds MPViT of arch tiny, which the model is not'):
         build(tmp_path / 'a.pth', arch='xsmall')
 
 
-def test_other_model(tmp_path):
+def test_other_model_is_refused(tmp_path):
     torch.save({'conv1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
     with pytest.raises(CheckpointError, match='resnet.pth: the keys fit no mpvit/. layout.*conv1.weight'):
         build(tmp_path / 'resnet.pth')
 
 
-def test_missing_weights(tmp_path, official):
+def test_missing_weights_are_refused(tmp_path, official):
     incomplete = {key: value for key, value in official.items() if not key.endswith('InvRes.norm.bias')}
     torch.save(incomplete, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='a.pth: lacks 4 weights of MPViT: stages.0.local.1.bn.bias'):
         build(tmp_path / 'a.pth')
+
+
+def test_subclass_of_a_backbone_loads_weights(tmp_path):
+    class Changed(MPViT):
+        pass
+
+    torch.save(slim('mpvit').state_dict(), tmp_path / 'a.pth')
+    model = Changed(MPVIT, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth')))
+    model.init_weights()
+    assert torch.equal(model.stem[0].conv.weight, slim('mpvit').stem[0].conv.weight)
+
+
+def test_log_marks_assumed_arguments(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(pretrained, 'print_log', lambda line, logger: lines.append(line))
+    model = PlainViT('tiny')
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    load_pretrained(model, str(tmp_path / 'a.pth'))
+    assert 'loaded 150 tensors of arch tiny, num_heads=3 (assumed) from' in lines[0] and '(timm layout)' in lines[0]
+
+
+def test_address_is_downloaded_once_per_node(tmp_path, monkeypatch):
+    """The other tests of downloads are in test_reading.py."""
+    torch.save(slim('mpvit').state_dict(), tmp_path / 'a.pth')
+    waited = []
+    monkeypatch.setattr(reading, '_cache_path', lambda url: str(tmp_path / 'a.pth'))
+    monkeypatch.setattr(pretrained, 'download_once_per_node', waited.append)
+    load_pretrained(slim('mpvit'), 'https://example.org/a.pth')
+    assert waited == ['https://example.org/a.pth']

@@ -1,4 +1,4 @@
-"""Reading files: every format, every wrapper, and nothing executed."""
+"""Reading checkpoint files: every format and wrapper, downloads, and hostile files."""
 
 import collections
 import io
@@ -14,7 +14,7 @@ import torch
 from evil import Evil, attacks
 from safetensors.torch import save_file
 
-from mmvitzoo.checkpoints import CheckpointError, load
+from mmvitzoo.checkpoints import CheckpointError, load, reading
 
 WEIGHTS = {'stem.weight': torch.arange(12.0).view(3, 4), 'stem.bias': torch.ones(3, dtype=torch.float16)}
 ARRAYS = {key: value.numpy() for key, value in WEIGHTS.items()}
@@ -28,14 +28,14 @@ def assert_weights(loaded):
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.bin'])
 @pytest.mark.parametrize('zipped', [True, False])
-def test_torch(tmp_path, suffix, zipped):
+def test_pytorch_files(tmp_path, suffix, zipped):
     path = tmp_path / f'weights{suffix}'
     content = {'model': {k: torch.nn.Parameter(v) for k, v in WEIGHTS.items()}, 'epoch': 3}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     assert_weights(load(path))
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_file(tmp_path):
     save_file(WEIGHTS, tmp_path / 'weights.safetensors')
     assert_weights(load(str(tmp_path / 'weights.safetensors')))
 
@@ -46,14 +46,14 @@ def test_detectron2_pickle(tmp_path, protocol, module):
     content = dict(model=collections.OrderedDict(ARRAYS), __author__='Detectron2', matching_heuristics=True)
     data = pickle.dumps(content, protocol=protocol)
     ours = np.array(0).__reduce__()[0].__module__.rsplit('.', 1)[0].encode()
-    if protocol < 4:  # there names stand as lines; frames of protocol 4 count their bytes
+    if protocol < 4:  # names are lines of text; frames of protocol 4 count their bytes
         data = data.replace(ours + b'.multiarray', module.encode() + b'.multiarray')
     (tmp_path / 'model.pkl').write_bytes(data)
     assert_weights(load(tmp_path / 'model.pkl'))
 
 
 def test_python2_pickle(tmp_path):
-    """Caffe2's pickles were written by Python 2: keys are byte strings."""
+    """The keys in Caffe2's pickles are byte strings."""
     data = pickle.dumps({'blobs': 1}, protocol=2)
     assert b'X\x05\x00\x00\x00blobs' in data
     array = pickle.dumps(np.arange(3.0), protocol=2)[2:-1]
@@ -62,19 +62,19 @@ def test_python2_pickle(tmp_path):
 
 
 @pytest.mark.parametrize('wrapper', ['state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema'])
-def test_wrappers(tmp_path, wrapper):
+def test_wrapped_weights(tmp_path, wrapper):
     weights = {f'module.{key}': value for key, value in WEIGHTS.items()}
     torch.save({wrapper: weights, 'optimizer': {'lr': 0.1}, 'epoch': 3}, tmp_path / 'a.pth')
     assert_weights(load(tmp_path / 'a.pth'))
 
 
-def test_wrappers_nest_and_plain_weights_come_before_averaged(tmp_path):
+def test_nested_wrappers_and_weights_before_their_average(tmp_path):
     content = {'model': {'state_dict': WEIGHTS}, 'model_ema': {'x': torch.zeros(1)}}
     torch.save(content, tmp_path / 'a.pth')
     assert_weights(load(tmp_path / 'a.pth'))
 
 
-def test_only_a_common_module_prefix_is_taken_off(tmp_path):
+def test_only_a_common_module_prefix_is_removed(tmp_path):
     torch.save({'module.a': torch.zeros(1), 'b': torch.zeros(1)}, tmp_path / 'a.pth')
     assert set(load(tmp_path / 'a.pth')) == {'module.a', 'b'}
 
@@ -94,7 +94,7 @@ def test_url_is_downloaded_once(tmp_path, monkeypatch):
     for _ in range(2):
         assert_weights(load('https://example.org/files/weights.pth?dl=1'))
     assert calls == ['https://example.org/files/weights.pth?dl=1']
-    for _ in range(2):  # a page saved by mistake is not kept
+    for _ in range(2):  # a page downloaded by mistake is deleted
         with pytest.raises(CheckpointError, match='^https://example.org/other/weights.pth: is neither'):
             load('https://example.org/other/weights.pth')
     assert len(calls) == 3
@@ -110,6 +110,56 @@ def test_failed_download(tmp_path, monkeypatch):
         load('https://example.org/a.pth')
 
 
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """Sets the rank of this process in a node of two, and what the other process does before the barrier opens."""
+    events = []
+
+    def download(url, target):
+        events.append('download')
+        torch.save(WEIGHTS, target)
+
+    def start(rank, at_barrier=lambda: None):
+        monkeypatch.setenv('LOCAL_RANK', str(rank))
+        monkeypatch.setattr(reading, 'barrier', lambda: (events.append('barrier'), at_barrier()))
+        return events
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(reading, 'is_distributed', lambda: True)
+    return start
+
+
+URL = 'https://example.org/a.pth'
+
+
+def test_first_process_of_a_node_downloads(node):
+    events = node(rank=0)
+    reading.download_once_per_node(URL)
+    assert_weights(load(URL))
+    assert events == ['download', 'barrier']
+
+
+def test_other_processes_of_a_node_wait_for_the_download(node):
+    events = node(rank=1, at_barrier=lambda: reading.download(URL))  # the first process's work
+    reading.download_once_per_node(URL)
+    assert_weights(load(URL))
+    assert events == ['barrier', 'download']
+
+
+def test_failed_download_ends_every_process_of_a_node(node, monkeypatch):
+    def refuse(url, target):
+        raise URLError('no route to host')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', refuse)
+    for rank, message in ((0, 'cannot be downloaded: .*no route'), (1, 'first process of this node could not')):
+        events = node(rank)
+        events.clear()
+        with pytest.raises(CheckpointError, match=f'{URL}: .*{message}'):
+            reading.download_once_per_node(URL)
+        assert events == ['barrier']  # nobody waits for ever
+
+
 def test_missing_file():
     with pytest.raises(FileNotFoundError, match='nowhere.pth: no such checkpoint file'):
         load('nowhere.pth')
@@ -117,7 +167,7 @@ def test_missing_file():
 
 @pytest.mark.parametrize('attack', attacks('x'))
 @pytest.mark.parametrize('form', ['zip', 'legacy', 'pickle'])
-def test_malicious(tmp_path, attack, form):
+def test_malicious_file_executes_nothing(tmp_path, attack, form):
     target, path = tmp_path / 'executed', tmp_path / 'evil.pth'
     content = {'model': {'w': attacks(target)[attack]}}
     if form == 'pickle':
@@ -129,8 +179,8 @@ def test_malicious(tmp_path, attack, form):
     assert isinstance(error.value.__cause__, pickle.UnpicklingError) and not target.exists()
 
 
-def test_pickle_cannot_claim_memory(tmp_path):
-    """An array is made empty and filled from the data that is there."""
+def test_pickled_array_cannot_claim_memory(tmp_path):
+    """An array starts empty and is filled from the data of the file."""
     huge = Evil(np.array(0).__reduce__()[0], np.ndarray, (10**12,), b'b')
     (tmp_path / 'huge.pkl').write_bytes(pickle.dumps({'w': huge}))
     (tmp_path / 'call.pkl').write_bytes(pickle.dumps({'w': Evil(np.ndarray, (10**12,))}))
@@ -139,15 +189,15 @@ def test_pickle_cannot_claim_memory(tmp_path):
             load(tmp_path / name)
 
 
-def test_torch_program_is_not_run(tmp_path):
-    """TorchScript archives bring code."""
+def test_torchscript_is_refused(tmp_path):
+    """TorchScript archives contain code."""
     torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / 'program.pth')
-    with pytest.raises(CheckpointError, match='program.pth: is a TorchScript program'):
+    with pytest.raises(CheckpointError, match='program.pth: .* refused a TorchScript program'):
         load(tmp_path / 'program.pth')
 
 
 @pytest.mark.parametrize('name', ['endless.pkl', 'endless.pth'])
-def test_endless_nesting(tmp_path, name):
+def test_wrapper_that_contains_itself(tmp_path, name):
     content = {}
     content['model'] = content
     if name.endswith('pth'):
@@ -159,7 +209,7 @@ def test_endless_nesting(tmp_path, name):
 
 
 def test_old_tar_archives_are_refused(tmp_path):
-    """What PyTorch wrote before 0.1.10."""
+    """PyTorch before 0.1.10 wrote such archives."""
     with tarfile.open(tmp_path / 'old.pth', 'w') as archive:
         archive.addfile(tarfile.TarInfo('storages'), io.BytesIO())
     with pytest.raises(CheckpointError, match='old.pth: is neither a PyTorch'):
@@ -177,14 +227,14 @@ def test_old_tar_archives_are_refused(tmp_path):
         (pickle.dumps({'epoch': 3, 'lr': 0.1}), r"holds no weights, but \['epoch', 'lr'\]"),
     ],
 )
-def test_foreign_files(tmp_path, content, message):
+def test_files_of_other_kinds(tmp_path, content, message):
     path = tmp_path / 'weights.pth'
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f'weights.pth.*{message}'):
         load(path)
 
 
-def test_zip_that_is_no_checkpoint(tmp_path):
+def test_zip_archive_of_other_files(tmp_path):
     with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
         archive.writestr('readme.txt', 'hello')
     with pytest.raises(CheckpointError, match='a.pth: cannot be read'):

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing checkpoint files completely or not at all."""
 
 import os
 
@@ -24,7 +24,7 @@ def current_umask():
     return umask
 
 
-def test_refuses_to_overwrite(tmp_path):
+def test_existing_file_is_kept(tmp_path):
     path = tmp_path / 'a.pth'
     path.write_text('precious')
     with pytest.raises(FileExistsError, match='a.pth: exists already'):
@@ -35,7 +35,7 @@ def test_refuses_to_overwrite(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
-def test_failure_leaves_nothing_behind(tmp_path, monkeypatch, name):
+def test_failed_write_leaves_no_partial_file(tmp_path, monkeypatch, name):
     (tmp_path / name).write_text('precious')
 
     def fail(content, path):

@@ -1,4 +1,4 @@
-"""The layout of ScalableViT, with both forms of its head, and the way back."""
+"""Layout of ScalableViT with both kinds of classifier head, in both directions."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def weights(model, heads):
 
 
 @pytest.mark.parametrize('heads', [STACKED, ('head.fc',), ()])
-def test_there_and_back_is_the_identity(heads):
+def test_export_and_convert_are_inverse(heads):
     ours = weights(ScalableViT(SCALABLE, out_indices=(3,)), heads)
     theirs = export(ours, 'scalablevit', 'official')
     if heads == STACKED:
@@ -32,7 +32,7 @@ def test_there_and_back_is_the_identity(heads):
     MODELS.build(converted.backbone_cfg).load_state_dict(converted.backbone, strict=True)
 
 
-def test_ours_tells_which_maps_it_has():
+def test_out_indices_are_inferred():
     with torch.device('meta'):
         weights = ScalableViT('small', out_indices=(0, 2)).state_dict()
         converted = convert(weights)
@@ -41,8 +41,8 @@ def test_ours_tells_which_maps_it_has():
     assert (converted.source, converted.arch, again.out_indices) == ('mmvitzoo', 'small', (0, 2))
 
 
-def test_classifier_into_a_detector(tmp_path):
-    """Its norm is the last map's; the others are new."""
+def test_classifier_initializes_a_detector(tmp_path):
+    """Its norm is that of the last map; the other norms are new."""
     classifier = ScalableViT(SCALABLE, out_indices=(3,))
     torch.nn.init.normal_(classifier.norm3.weight)
     torch.save({'state_dict': export(weights(classifier, STACKED), 'scalablevit', 'official')}, tmp_path / 'a.pth')

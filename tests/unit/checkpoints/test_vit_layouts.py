@@ -1,4 +1,4 @@
-"""Layouts of PlainViT and ViTAE, and the way back."""
+"""Layouts of PlainViT and ViTAE, in both directions."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.checkpoints import CheckpointError, convert, export, load_pretrained, save
-from mmvitzoo.checkpoints.vit import HUGGING_FACE
+from mmvitzoo.checkpoints.layouts.vit import HUGGING_FACE
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / 'configs' / 'vitdet'
@@ -52,7 +52,7 @@ def assert_same(a, b):
     assert all(torch.equal(value, b[key]) for key, value in a.items())
 
 
-def test_timm_and_back_is_the_identity():
+def test_timm_export_and_convert_are_inverse():
     timm, weights = timm_weights()
     assert {'cls_token', 'pos_embed', 'patch_embed.proj.weight', 'blocks.11.mlp.fc2.bias', 'head.weight'} <= set(timm)
     converted = convert(timm)
@@ -64,7 +64,7 @@ def test_timm_and_back_is_the_identity():
 
 
 def test_masked_autoencoder():
-    """MAE's encoder is spelled as timm's; its decoder goes."""
+    """MAE's encoder has timm's names; its decoder is dropped."""
     timm, weights = timm_weights()
     extra = ('mask_token', 'decoder_pos_embed', 'decoder_embed.weight', 'decoder_blocks.0.norm1.weight')
     converted = convert({**timm, **{key: torch.zeros(1) for key in extra}})
@@ -72,22 +72,26 @@ def test_masked_autoencoder():
     assert {converted.dropped[key] for key in extra} == {'belongs to the decoder of masked autoencoding'}
 
 
-def test_what_timm_has_no_name_for():
+def test_export_refuses_weights_that_timm_does_not_have():
     weights = {f'backbone.{key}': value for key, value in vitdet().state_dict().items()}
     with pytest.raises(CheckpointError, match='plainvit/timm has no name for 8 weights: backbone.blocks.0.attn.rel_'):
         export(weights, 'plainvit', 'timm')
-    with pytest.raises(CheckpointError, match='no layout plainvit/tim; known are'):
+    model = MODELS.build(dict(type='PlainViT', arch=ARCH, residual_block_indexes=(1,), with_cls_token=False))
+    weights = {f'backbone.{key}': value for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match='plainvit/timm has no name for 9 weights: backbone.blocks.1.residual'):
+        export(weights, 'plainvit', 'timm')
+    with pytest.raises(CheckpointError, match='no layout plainvit/tim; the layouts are'):
         export(weights, 'plainvit', 'tim')
 
 
-def test_timm_with_parts_that_no_plain_vit_has():
+def test_layer_scale_of_timm_is_refused():
     timm, _ = timm_weights()
     with pytest.raises(CheckpointError, match='plainvit/timm has no rule for 1 keys: blocks.0.ls1.gamma'):
         convert({**timm, 'blocks.0.ls1.gamma': torch.ones(192)})
 
 
 def test_whole_cascade_of_detectron2(load_golden, tmp_path):
-    """LVIS's, with LayerNorm in its heads; Mask R-CNN is in test_detectron2_heads.py."""
+    """The detector for LVIS, with LayerNorm in its heads; Mask R-CNN is in test_detectron2_heads.py."""
     weights = {f'backbone.{key}': value for key, value in load_golden('vitdet_d2_small').state_dict.items()}
     weights.update(heads(('.0', '.1', '.2'), norm=('weight', 'bias')))
     weights['roi_heads.box_predictor.1.fed_loss_cls_weights'] = torch.ones(80)
@@ -95,7 +99,7 @@ def test_whole_cascade_of_detectron2(load_golden, tmp_path):
     assert converted.source == 'detectron2' and converted.backbone_cfg['pretrain_img_size'] == 224
     assert 'annotations' in converted.dropped.pop('roi_heads.box_predictor.1.fed_loss_cls_weights')
     reasons = {'is in the data preprocessor of the config', 'anchors follow from the config'}
-    assert set(converted.dropped.values()) == {*reasons, 'position of a class token, which the model runs without'}
+    assert set(converted.dropped.values()) == {*reasons, 'position of a class token, which the model does not have'}
     config = Config.fromfile(CONFIGS / 'cascade-mask-rcnn_plainvit-base-mae_lsj-100e_coco.py')
     config.model.backbone = converted.backbone_cfg
     config.model.neck.in_channels = 96
@@ -109,7 +113,7 @@ def test_whole_cascade_of_detectron2(load_golden, tmp_path):
 
 @pytest.mark.parametrize('name', ['vitdet_vitae-repo_small', 'vitae_vitae-repo_small', 'vitae-s_vitae-repo'])
 def test_whole_detector_of_the_vitae_repository(name):
-    """Backbone, the pyramid inside it, FPN and heads of MMDetection 2 are all of a config's model."""
+    """Backbone with its pyramid, FPN and heads of MMDetection 2 fit the model of a config."""
     shapes = json.loads((GOLDEN / f'{name}.json').read_text())['keys']
     theirs = {f'backbone.{key}': torch.empty(shape, device='meta') for key, shape in shapes.items()}
     config = Config.fromfile(CONFIGS / 'mask-rcnn_vitae-base-mae_lsj-100e_coco.py')
@@ -138,13 +142,9 @@ def assert_fits(converted, config):
     assert {key: value.shape for key, value in converted.state_dict.items()} == expected
 
 
-def test_keys_of_vitae_without_bias():
-    """Queries and values have one each in global blocks; zeros stand for the keys'."""
-    backbone = slim('vitae').state_dict()
-    theirs = {}
-    for key, value in backbone.items():
-        key = key.replace('stem.projection', 'patch_embed.proj').replace('stem.', '').replace('.pcm.', '.PCM.')
-        theirs[key] = value
+def test_vitae_biases_of_queries_and_values_are_joined():
+    """In global blocks keys have no bias, for which zeros stand."""
+    theirs = {key.replace('.pcm.', '.PCM.'): value for key, value in slim('vitae').state_dict().items()}
     full = torch.arange(3 * 48.0)
     del theirs['blocks.1.attn.qkv.bias']
     theirs.update({'blocks.1.attn.q_bias': full[:48], 'blocks.1.attn.v_bias': full[96:]})
@@ -155,29 +155,30 @@ def test_keys_of_vitae_without_bias():
     assert converted.backbone_cfg['img_size'] == (96, 96)
 
 
-def test_vitae_in_cells():
-    """Another spelling of ViTAE-B's classifier."""
+def test_vitae_classifier_with_names_of_cells():
+    """ViTAE-B is also published with cells instead of blocks."""
     with torch.device('meta'):
         backbone = MODELS.build(dict(type='ViTAE', arch='base', img_size=224)).state_dict()
     backbone = {key: value for key, value in backbone.items() if 'rel_pos' not in key}
-    spelling = {'stem.projection': 'layers.0.RC.PRM.proj', 'stem.': 'layers.0.RC.', '.pcm.': '.PCM.'}
+    names = {'patch_embed.proj': 'layers.0.RC.PRM.proj', '.pcm.': '.PCM.', 'blocks.': 'layers.2.NC.'}
     theirs = {}
     for key, value in backbone.items():
-        for ours, name in {**spelling, 'blocks.': 'layers.2.NC.'}.items():
+        for ours, name in names.items():
             key = key.replace(ours, name)
         theirs[key] = value
+    del theirs['pos_embed']
     theirs['layers.0.RC.cls_token'] = torch.zeros(1, 1, 768)
     theirs['layers.0.RC.pos_embed'] = torch.cat([torch.zeros(1, 1, 768), torch.ones(1, 14 * 14, 768)], 1)
     converted = convert(theirs)
     assert (converted.family, converted.arch) == ('vitae', 'base')
     weights = converted.backbone
     assert weights.keys() == backbone.keys()
-    assert torch.equal(weights.pop('stem.pos_embed'), torch.ones(1, 14 * 14, 768))
+    assert torch.equal(weights.pop('pos_embed'), torch.ones(1, 14 * 14, 768))
     assert all(value is backbone[key] for key, value in weights.items())
 
 
-def test_vitae_is_no_plain_vit():
-    """Its blocks have all that PlainViT's have, and more."""
+def test_vitae_is_not_taken_for_a_plain_vit():
+    """Its blocks have all weights of PlainViT's, and more."""
     with torch.device('meta'):
         weights = MODELS.build(dict(type='ViTAE', arch='base', img_size=224)).state_dict()
     with pytest.raises(CheckpointError, match=r'the keys fit no plainvit/\* layout, but vitae/mmvitzoo'):
@@ -185,7 +186,7 @@ def test_vitae_is_no_plain_vit():
 
 
 @pytest.mark.parametrize('dim, heads', [(48, 3), (224, 7)])
-def test_unusual_width_loads_its_own_weights(tmp_path, dim, heads):
+def test_unpublished_width_loads_its_own_weights(tmp_path, dim, heads):
     cfg = dict(type='PlainViT', arch=dict(ARCH, embed_dims=dim, num_heads=heads), img_size=64)
     model = MODELS.build(cfg)
     torch.save(model.state_dict(), tmp_path / 'a.pth')
@@ -197,22 +198,20 @@ def test_unusual_width_loads_its_own_weights(tmp_path, dim, heads):
 
 def test_folded_scale_is_exact_for_heads_of_64():
     model = vitdet(arch=dict(ARCH, embed_dims=192), final_norm=True, pretrain_img_size=None)
-    theirs = {key.replace('stem.projection', 'patch_embed.proj'): v for key, v in model.state_dict().items()}
-    theirs = {key.replace('stem.', ''): value for key, value in theirs.items()}
-    theirs['fpn1.0.weight'] = torch.zeros(192, 192, 2, 2)
+    theirs = {**model.state_dict(), 'fpn1.0.weight': torch.zeros(192, 192, 2, 2)}
     converted = convert(theirs)
     tables = {key: value for key, value in converted.backbone.items() if 'rel_pos' in key}
     assert len(tables) == 8 and all(torch.equal(8 * value, theirs[key]) for key, value in tables.items())
 
 
-def test_hugging_face():
-    """Names of transformers' VitDetModel."""
+def test_hugging_face_vitdet():
+    """transformers' VitDetModel."""
     model = vitdet(residual_block_indexes=(1,))
-    theirs = {key.replace('stem.projection', 'embeddings.projection'): v for key, v in model.state_dict().items()}
+    theirs = {key.replace('patch_embed.proj', 'embeddings.projection'): v for key, v in model.state_dict().items()}
     theirs = {key.replace('blocks.', 'encoder.layer.').replace('.attn.', '.attention.'): v for key, v in theirs.items()}
     for i, name in enumerate(('conv1', 'norm1', None, 'conv2', 'norm2', None, 'conv3', 'norm3')):
         theirs = {key.replace(f'.residual.{i}.', f'.residual.{name}.'): value for key, value in theirs.items()}
-    positions = theirs.pop('stem.pos_embed')
+    positions = theirs.pop('pos_embed')
     theirs['embeddings.position_embeddings'] = torch.cat([torch.zeros(1, 1, 48), positions], 1)
     assert 'encoder.layer.1.residual.conv3.weight' in theirs and len(HUGGING_FACE) == 14
     converted = convert(theirs)
@@ -231,7 +230,7 @@ def test_hugging_face():
         dict(patch_size=8, img_size=96, pretrain_img_size=96, final_norm=True),
     ],
 )
-def test_ours_tells_how_it_was_built(kwargs):
+def test_arguments_are_inferred(kwargs):
     model = vitdet(**kwargs)
     converted = convert(model.state_dict())
     assert converted.source == 'mmvitzoo'
@@ -242,16 +241,16 @@ def test_ours_tells_how_it_was_built(kwargs):
         torch.testing.assert_close(again(x)[0], model.eval()(x)[0], atol=1e-6, rtol=1e-5)
 
 
-def test_classifier_into_a_detector(tmp_path):
-    """What it lacks is new; its class token goes; positions and tables are resized."""
+def test_classifier_initializes_a_detector(tmp_path):
+    """The missing weights are new, the class token is dropped, and positions are resized."""
     timm, weights = timm_weights()
     save(timm, tmp_path / 'vit.safetensors')
     arch = dict(type='PlainViT', arch='tiny', with_cls_token=False, window_size=14, global_attn_indexes=(2, 5, 8, 11))
     model = MODELS.build(dict(arch, img_size=320, use_rel_pos=True, residual_block_indexes=(11,)))
     load_pretrained(model, str(tmp_path / 'vit.safetensors'))
     assert torch.equal(model.blocks[3].mlp.fc1.weight, weights['backbone.blocks.3.mlp.fc1.weight'])
-    assert model.stem.pos_embed.shape == (1, 400, 192) and not model.blocks[2].attn.rel_pos_h.any()
-    # A part of the new weights is a broken file, not a classifier.
+    assert model.pos_embed.shape == (1, 400, 192) and not model.blocks[2].attn.rel_pos_h.any()
+    # A file with a part of the new weights is broken; it is no classifier.
     state = {f'backbone.{key}': value for key, value in model.state_dict().items()}
     del state['backbone.blocks.11.residual.4.bias']
     torch.save(state, tmp_path / 'broken.pth')
@@ -259,10 +258,66 @@ def test_classifier_into_a_detector(tmp_path):
         load_pretrained(model, str(tmp_path / 'broken.pth'))
 
 
-def test_tables_of_the_other_convention_are_refused(tmp_path, load_golden):
+def test_relative_positions_for_scaled_queries_are_refused(tmp_path, load_golden):
     reference = load_golden('vitdet_d2_small')
     torch.save(reference.state_dict, tmp_path / 'a.pth')
     cfg = convert(reference.state_dict).backbone_cfg
     load_pretrained(MODELS.build(cfg), str(tmp_path / 'a.pth'))
     with pytest.raises(CheckpointError, match='a.pth: relative positions .* converted for rel_pos_scaled=False'):
         load_pretrained(MODELS.build(dict(cfg, rel_pos_scaled=True)), str(tmp_path / 'a.pth'))
+
+
+def test_own_positions_without_a_class_token_are_kept():
+    """A grid of 2 x 5 has one position more than one of 3 x 3."""
+    cfg = dict(type='PlainViT', arch=ARCH, img_size=(32, 80), with_cls_token=False)
+    for kwargs, source in (({}, 'timm'), (dict(use_rel_pos=True), 'mmvitzoo')):
+        result = convert(MODELS.build({**cfg, **kwargs}).state_dict())
+        assert (result.source, result.backbone['pos_embed'].shape[1]) == (source, 10) and not result.dropped
+
+
+def test_mmpretrain_head_after_a_hidden_layer_is_dropped():
+    """The linear layer alone would compute something else."""
+    timm, weights = timm_weights()
+    theirs = export(weights, 'plainvit', 'mmpretrain')
+    theirs['head.layers.pre_logits.weight'] = torch.zeros(192, 192)
+    result = convert(theirs)
+    heads = {f'head.layers.{name}' for name in ('head.weight', 'head.bias', 'pre_logits.weight')}
+    assert result.dropped.keys() == heads and not any(key.startswith('head.') for key in result.state_dict)
+
+
+@pytest.mark.parametrize('width', [96, 128])
+def test_encoder_of_segment_anything(width):
+    """timm stores its positions as a map."""
+    weights = vitdet(img_size=(96, width), pretrain_img_size=None).state_dict()
+    positions = weights['pos_embed'].unflatten(1, (6, width // 16))
+    theirs = {**weights, 'pos_embed': positions, 'neck.0.weight': torch.zeros(8, 48)}
+    result = convert(theirs)
+    assert result.source == 'timm-sam' and list(result.dropped) == ['neck.0.weight']
+    assert_same(result.backbone, dict(weights))
+    del theirs['neck.0.weight']
+    assert_same(export(result.state_dict, 'plainvit', 'timm-sam'), theirs)
+    assert_same(convert(theirs).backbone, dict(weights))
+    result.state_dict['backbone.pos_embed'] = torch.zeros(1, 10, 48)
+    with pytest.raises(CheckpointError, match='the map of 10 positions, which nothing tells'):
+        export(result.state_dict, 'plainvit', 'timm-sam')
+
+
+@pytest.mark.parametrize(
+    'source, key, value, message',
+    [
+        ('detectron2', 'net.pos_embed', None, 'backbone.pos_embed is missing'),
+        ('detectron2', 'net.pos_embed', torch.zeros(3), r'backbone.pos_embed has shape \(3,\), expected 3 dimensions'),
+        ('mmvitzoo', 'pos_embed', torch.zeros(3, 3), r'has shape \(3, 3\), expected 3 or 4 dimensions'),
+        ('mmvitzoo', 'blocks.0.attn.rel_pos_h', torch.zeros(5, 7), 'rel_pos_h has 7 channels, which do not divide 48'),
+        ('mmvitzoo', 'blocks.3.attn.rel_pos_w', None, 'blocks.3.attn.rel_pos_w is missing'),
+    ],
+)
+def test_misshapen_or_missing_weight_is_named(source, key, value, message):
+    prefix = 'net.' if source == 'detectron2' else ''
+    weights = {prefix + name: x for name, x in vitdet().state_dict().items()}
+    if value is None:
+        del weights[key]
+    else:
+        weights[key] = value
+    with pytest.raises(CheckpointError, match=f'plainvit/{source} with missing or misshapen weights .*{message}'):
+        convert(weights)

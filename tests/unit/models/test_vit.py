@@ -1,4 +1,4 @@
-"""PlainViT and ViTAE: parity with the originals, what is particular to them, errors."""
+"""PlainViT and ViTAE: parity with the original implementations, details of the families, wrong arguments."""
 
 import pytest
 import torch
@@ -51,8 +51,8 @@ def test_equals_vitae_repository(name, family, load_golden):
     check_outputs(outputs, reference)
 
 
-def test_scaled_convention_equals_vitae_repository(load_golden):
-    """The tables as they are in the file, in a model of their convention."""
+def test_rel_pos_scaled_equals_vitae_repository(load_golden):
+    """The unconverted tables of the file fit a model with ``rel_pos_scaled=True``."""
     reference = load_golden('vitdet_vitae-repo_small')
     converted = convert(reference.state_dict)
     weights = dict(converted.backbone)
@@ -71,7 +71,7 @@ def without_prefix(prefix, converted):
 def check_outputs(outputs, reference):
     assert outputs.keys() == reference.case['outputs'].keys()
     for name, tensor in outputs.items():
-        # Ten times tighter than needed: a wrong eps or GELU already fails.
+        # Ten times tighter than required, so that a wrong eps or GELU fails.
         assert reference.error(name, tensor) < 1e-5, name
 
 
@@ -79,25 +79,26 @@ def check_outputs(outputs, reference):
     'arch, params',  # timm's classifiers without their heads
     [('tiny', 5_524_416), ('small', 21_665_664), ('base', 85_798_656), ('large', 303_301_632), ('huge', 630_764_800)],
 )
-def test_parameters(arch, params):
+def test_number_of_parameters(arch, params):
     with torch.device('meta'):
         model = PlainViT(arch)
-    # timm's huge has patches of 14 pixels, and 256 of them.
-    extra = 3 * 1280 * (16**2 - 14**2) - 60 * 1280 if arch == 'huge' else 0
-    assert sum(p.numel() for p in model.parameters()) == params + extra
+    # The huge model of timm has patches of 14 pixels, and 256 of them.
+    difference = 3 * 1280 * (16**2 - 14**2) - 60 * 1280 if arch == 'huge' else 0
+    assert sum(p.numel() for p in model.parameters()) == params + difference
 
 
-def test_parameters_of_vitae():
-    """As the reference case counts them, less its pyramid and the fixed directions, which we do not train."""
+def test_number_of_parameters_of_vitae():
+    """The reference case counts a feature pyramid and the fixed random features as well."""
     pyramid = 3 * (384 * 384 * 4 + 384) + 2 * 384
     model = ViTAE('small', img_size=256)
     assert sum(p.numel() for p in model.parameters()) == 25_469_728 - pyramid - 48 * 96 - 96 * 192
-    assert sum(b.numel() for name, b in model.named_buffers() if name.endswith('directions')) == 48 * 96 + 96 * 192
+    features = [value for name, value in model.named_buffers() if name.endswith('random_features')]
+    assert [tuple(value.shape) for value in features] == [(48, 96), (96, 192)]
 
 
 @every_form
-def test_padding_is_zeros(form):
-    """An image that 16 does not divide is the image with zeros below and to the right."""
+def test_images_are_padded_with_zeros(form):
+    """An image that 16 does not divide has zeros added at the bottom and on the right."""
     model = slim(form).eval()
     x = torch.zeros(1, 3, 64, 96)
     x[:, :, :50, :81] = torch.randn(1, 3, 50, 81)
@@ -106,9 +107,9 @@ def test_padding_is_zeros(form):
 
 
 @every_form
-def test_only_the_last_map_is_normalised(form):
-    full, part = slim(form, out_indices=(0, 3)), slim(form, out_indices=(0, 2))
-    assert len(part.blocks) == 3 and not hasattr(part.norm, 'weight')
+def test_only_the_last_map_is_normalized(form):
+    full, shorter = slim(form, out_indices=(0, 3)), slim(form, out_indices=(0, 2))
+    assert len(shorter.blocks) == 3 and not hasattr(shorter.norm, 'weight')
     x = torch.randn(1, 3, 64, 64)
     first, last = full.eval()(x)
     assert last.mean(1).abs().max() < 1e-5 < first.mean(1).abs().max()
@@ -116,7 +117,7 @@ def test_only_the_last_map_is_normalised(form):
     raw.load_state_dict(full.state_dict(), strict=False)
     normed = nn.functional.layer_norm(raw.eval()(x)[-1].permute(0, 2, 3, 1), (48,), eps=1e-6).permute(0, 3, 1, 2)
     torch.testing.assert_close(normed, last)
-    # The default is the last block alone.
+    # By default only the last map is returned.
     assert [tuple(x.shape) for x in FORMS[form].build()(x)] == [(1, 48, 4, 4)]
 
 
@@ -125,46 +126,50 @@ def test_norm_cfg(form):
     assert isinstance(slim(form, norm_cfg=dict(type='SyncBN')).blocks[0].pcm[1], nn.SyncBatchNorm)
 
 
-def test_class_token_attends_and_is_returned():
+def test_class_token_takes_part_in_attention_and_is_returned():
     model = slim('vit', out_type='cls_token', out_indices=(1, 3)).eval()
     maps = slim('vit').eval()
     x = torch.randn(2, 3, 64, 64)
     tokens = model(x)
     assert [tuple(y.shape) for y in tokens] == [(2, 48), (2, 48)]
     before = maps(x)[0]
-    nn.init.normal_(maps.stem.cls_token)
+    nn.init.normal_(maps.cls_token)
     assert not torch.allclose(maps(x)[0], before)
 
 
 def test_positions_are_interpolated():
     model = slim('vit').eval()
-    grid = model.stem.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-    expected = nn.functional.interpolate(grid, (3, 6), mode='bicubic', align_corners=False)
+    pos_embed = model.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    pos_embed = nn.functional.interpolate(pos_embed, (3, 6), mode='bicubic', align_corners=False)
+    inputs = []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: inputs.extend(args))
     x = torch.randn(1, 3, 48, 96)
-    embedded = model.stem.projection(x) + expected
-    torch.testing.assert_close(model.stem(x).permute(0, 3, 1, 2), embedded)
+    model(x)
+    patches = (model.patch_embed.proj(x) + pos_embed).flatten(2).transpose(1, 2)
+    expected = torch.cat([model.cls_token + model.pos_embed[:, :1], patches], 1)
+    torch.testing.assert_close(inputs[0], expected)
 
 
 @every_form
-def test_norms_are_as_published(form):
+def test_norm_eps_is_that_of_the_original(form):
     model = slim(form)
-    cells = {id(m) for name, m in model.named_modules() if name.startswith('stem.')}
-    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm) and id(m) not in cells} == {1e-6}
-    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm) and id(m) in cells} <= {1e-5}
+    eps = {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+    assert {value for name, value in eps.items() if not name.startswith('patch_embed.')} == {1e-6}
+    assert {value for name, value in eps.items() if name.startswith('patch_embed.')} <= {1e-5}
     assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} <= {1e-5}
 
 
 @every_form
-def test_initialisation(form):
+def test_initialization(form):
     torch.manual_seed(0)
     model = FORMS[form].build()
     model.init_weights()
     weights = model.state_dict()
     assert weights['blocks.1.attn.qkv.weight'].std().item() == pytest.approx(0.02, rel=0.1)
     assert weights['blocks.1.mlp.fc1.bias'].abs().max() == 0
-    if 'stem.pos_embed' in weights:
-        assert weights['stem.pos_embed'].std().item() == pytest.approx(0.02, rel=0.15)
-    if form == 'vitdet_conv':  # changes nothing at first
+    if 'pos_embed' in weights:
+        assert weights['pos_embed'].std().item() == pytest.approx(0.02, rel=0.15)
+    if form == 'vitdet_conv':  # the residual convolution is the identity
         x = torch.randn(1, 4, 4, 48)
         assert torch.equal(model.blocks[1].residual(x), x)
     if 'rel_pos_h' in str(weights.keys()):
@@ -174,9 +179,9 @@ def test_initialisation(form):
             assert weights['blocks.1.attn.rel_pos_h'].shape == (11, 16)
 
 
-def test_directions_are_orthogonal():
-    directions = slim('vitae_s').stem[1].attn.directions
-    torch.testing.assert_close(directions @ directions.T, 16 * torch.eye(16), atol=1e-4, rtol=1e-4)
+def test_random_features_are_orthogonal():
+    features = slim('vitae_s').patch_embed[1].attn.random_features
+    torch.testing.assert_close(features @ features.T, 16 * torch.eye(16), atol=1e-4, rtol=1e-4)
 
 
 def test_layer_depth():
@@ -184,7 +189,7 @@ def test_layer_depth():
     depth = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.')[0] for name in model.state_dict()}
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (5, 6)
     assert model.get_layer_depth('neck.rescale.0.0.weight', 'backbone.') == (5, 6)
-    assert depth['stem.pos_embed'] == depth['stem.projection.weight'] == 0
+    assert depth['pos_embed'] == depth['patch_embed.proj.weight'] == 0
     assert depth['blocks.0.attn.rel_pos_h'] == 1 and depth['blocks.3.mlp.fc2.bias'] == 4
     assert depth['norm.weight'] == depth['blocks.1.residual.0.weight'] == 5
 
@@ -195,15 +200,15 @@ def test_layer_depth():
         (dict(arch='giant'), "arch is one of tiny, small, base, large, huge, or a dict, got 'giant'"),
         (dict(arch=dict(embed_dims=64)), 'keys of an arch dict are embed_dims, .* got embed_dims'),
         (dict(arch=dict(VIT_ARCH, embed_dims=50)), 'embed_dims is a multiple of num_heads, got 50 and 3'),
-        (dict(arch=dict(VIT_ARCH, num_layers=0)), 'num_layers is a positive number, got 0'),
-        (dict(arch=dict(VIT_ARCH, num_heads=1.5)), 'num_heads is a positive number, got 1.5'),
-        (dict(img_size=(224,)), r'img_size is a number of pixels or \(H, W\), got \(224,\)'),
+        (dict(arch=dict(VIT_ARCH, num_layers=0)), 'num_layers is a number of at least 1, got 0'),
+        (dict(arch=dict(VIT_ARCH, num_heads=1.5)), 'num_heads is a number of at least 1, got 1.5'),
+        (dict(img_size=(224,)), r'img_size is a number of pixels, at least 1, or \(H, W\), got \(224,\)'),
         (dict(img_size=0), 'img_size is .* got 0'),
         (dict(pretrain_img_size='224'), "pretrain_img_size is .* got '224'"),
         (dict(img_size=224.0), 'img_size is .* got 224.0'),
         (dict(VITDET, global_attn_indexes=2), 'global_attn_indexes are blocks from 0 to 3, got 2'),
         (dict(patch_size=0), 'patch_size is a number of at least 1, got 0'),
-        (dict(out_indices=(3, 4)), r'out_indices is a rising sequence of numbers from 0 to 3, got \(3, 4\)'),
+        (dict(out_indices=(3, 4)), 'out_indices is an increasing sequence of numbers from 0 to 3, got .3, 4.'),
         (dict(out_type='raw'), "out_type is 'featmap' or 'cls_token', got 'raw'"),
         (dict(out_type='cls_token', with_cls_token=False), "out_type='cls_token' needs with_cls_token=True"),
         (dict(window_size=7), 'window_size, use_rel_pos and residual_block_indexes need with_cls_token=False'),
@@ -230,7 +235,7 @@ def test_wrong_arguments(kwargs, message):
         (dict(VITAE, pcm_convs=4), 'pcm_convs is 2 or 3, got 4'),
         (dict(VITAE, reduction_dims=(1, 2, 3)), r'reduction_dims is None or two numbers .* got \(1, 2, 3\)'),
         (dict(VITAE, reduction_dims=5), 'reduction_dims is None or two numbers .* got 5'),
-        (dict(VITAE, mlp_ratio=3.3), 'mlp_ratio makes embed_dims a multiple of embed_dims / 4, got 3.3 and 48'),
+        (dict(VITAE, mlp_ratio=3.3), r'embed_dims \* mlp_ratio is a multiple of embed_dims / 4, got 48 and 3.3'),
         (dict(VITAE, global_attn_indexes=(7,)), r'global_attn_indexes are blocks from 0 to 3, got \(7,\)'),
     ],
 )

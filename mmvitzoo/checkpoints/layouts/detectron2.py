@@ -1,20 +1,20 @@
-"""What Detectron2 calls the parts of its detectors around the backbone."""
+"""Detectron2's names of the parts of a detector around its backbone."""
 
 from typing import Any, Dict
 
 from torch import Tensor
 
-from .layout import Drop
+from .layout import Dropped
 
 _IN_CONFIG = {
-    'anchor_generator.{rest}': Drop('anchors follow from the config'),
-    'pixel_mean': Drop('is in the data preprocessor of the config'),
-    'pixel_std': Drop('is in the data preprocessor of the config'),
+    'anchor_generator.{rest}': Dropped('anchors follow from the config'),
+    'pixel_mean': Dropped('is in the data preprocessor of the config'),
+    'pixel_std': Dropped('is in the data preprocessor of the config'),
 }
 
 
 def fpn(first: int) -> Dict[str, str]:
-    """Table of a feature pyramid whose first level has stride ``2**first``."""
+    """Returns the table of a feature pyramid whose first level has stride ``2**first``."""
     return {
         f'backbone.fpn_{theirs}{level}.{{leaf}}': f'neck.{ours}.{level - first}.conv.{{leaf}}'
         for theirs, ours in (('lateral', 'lateral_convs'), ('output', 'fpn_convs'))
@@ -38,10 +38,10 @@ RETINANET = {
 
 
 def heads(norm: str) -> Dict[str, Any]:
-    """Table of the heads of Mask R-CNN and Cascade Mask R-CNN.
+    """Returns the table of the heads of Mask R-CNN and Cascade Mask R-CNN.
 
     Args:
-        norm: What mmcv calls the norm of the heads' convolutions, ``'ln'`` or ``'bn'``.
+        norm: mmcv's name of the norm after the heads' convolutions, ``'ln'`` or ``'bn'``.
     """
     rpn, roi = 'proposal_generator.rpn_head', 'roi_heads'
     table: Dict[str, Any] = {
@@ -53,13 +53,13 @@ def heads(norm: str) -> Dict[str, Any]:
         f'{roi}.mask_head.deconv.{{leaf}}': 'roi_head.mask_head.upsample.{leaf}',
         f'{roi}.mask_head.predictor.{{leaf}}': 'roi_head.mask_head.conv_logits.{leaf}',
     }
-    for stage in ('', '.{s}'):  # one box head, or a cascade
+    for stage in ('', '.{s}'):  # a single box head, or a cascade
         box = f'roi_head.bbox_head{stage}'
         for i in range(2):
             table[f'{roi}.box_head{stage}.fc{i + 1}.{{leaf}}'] = f'{box}.shared_fcs.{i}.{{leaf}}'
         table[f'{roi}.box_predictor{stage}.cls_score.{{leaf}}'] = f'{box}.fc_cls.{{leaf}}'
         table[f'{roi}.box_predictor{stage}.bbox_pred.{{leaf}}'] = f'{box}.fc_reg.{{leaf}}'
-        table[f'{roi}.box_predictor{stage}.fed_loss_cls_weights'] = Drop('is read from the annotations')
+        table[f'{roi}.box_predictor{stage}.fed_loss_cls_weights'] = Dropped('is read from the annotations')
         for i in range(4):
             table[f'{roi}.box_head{stage}.conv{i + 1}.norm.{{leaf}}'] = f'{box}.shared_convs.{i}.{norm}.{{leaf}}'
             table[f'{roi}.box_head{stage}.conv{i + 1}.{{leaf}}'] = f'{box}.shared_convs.{i}.conv.{{leaf}}'
@@ -72,10 +72,11 @@ def heads(norm: str) -> Dict[str, Any]:
 
 
 def reorder_anchors(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
-    """Sorts RetinaNet's nine anchors of a place: from three ratios of each size to three sizes of each ratio."""
-    for key in state_dict:
+    """Reorders the nine anchors of RetinaNet from sizes x ratios (Detectron2) to ratios x sizes (MMDetection)."""
+    for key, value in state_dict.items():
         if key.startswith(('bbox_head.retina_cls.', 'bbox_head.retina_reg.')):
-            value = state_dict[key]
-            if len(value) % 9:
-                raise ValueError(f'the anchors of a place are 3 sizes of 3 ratios, got {len(value)} channels')
-            state_dict[key] = value.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
+            num_channels = len(value) if value.dim() else 0
+            if not num_channels or num_channels % 9:
+                raise ValueError(f'{key} has shape {tuple(value.shape)}, expected 3 sizes x 3 ratios of channels')
+            anchors = value.unflatten(0, (3, 3, num_channels // 9))
+            state_dict[key] = anchors.transpose(0, 1).flatten(0, 2)

@@ -1,15 +1,15 @@
-"""The demonstration data."""
+"""tools/dataset_converters/make_mini_coco.py: the demonstration data."""
 
 import json
 from pathlib import Path
 
 import cv2
+import make_mini_coco
 import numpy as np
 import pytest
+from make_mini_coco import CLASSES, build_mini_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-from mmvitzoo.datasets import CLASSES, build_mini_coco, mini_coco
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +36,7 @@ def test_coco(mini, split, number):
             assert (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1) == (x, y, w, h)
             assert ann['area'] == mask.sum() > 50 and (semantic[mask] == ann['category_id']).all()
             covered += mask
-        # Masks are of visible pixels: two never share one.
+        # Masks hold visible pixels, so that no pixel belongs to two.
         assert covered.max() == 1 and (semantic[covered == 0] == 0).all()
     assert {ann['category_id'] for ann in coco.anns.values()} == set(range(1, 11))
     crops = sorted((mini / 'classes' / split).glob('*/*.jpg'))
@@ -44,7 +44,7 @@ def test_coco(mini, split, number):
 
 
 def test_perfect_predictions_score_one(mini):
-    """pycocotools reads the file as it would COCO's."""
+    """pycocotools evaluates with the annotation file."""
     truth = COCO(str(mini / 'annotations' / 'instances_val.json'))
     results = truth.loadRes([{**ann, 'score': 1.0} for ann in truth.anns.values()])
     for kind in ('bbox', 'segm'):
@@ -59,20 +59,18 @@ def test_train_and_val_share_no_digit(monkeypatch, tmp_path):
     seen = {}
 
     def record(root, split, digits, labels, photos):
+        root.mkdir(parents=True, exist_ok=True)
         seen[split] = {digit.tobytes() for digit in digits}
         return 0
 
-    monkeypatch.setattr(mini_coco, '_write_split', record)
-    monkeypatch.setattr(
-        Path, 'write_text', lambda path, text: path.parent.mkdir(exist_ok=True) or path.open('w').close()
-    )
+    monkeypatch.setattr(make_mini_coco, '_write_split', record)
     build_mini_coco(tmp_path / 'mini')
     assert len(seen['train']) == 1400 and len(seen['val']) == 397 and not seen['train'] & seen['val']
 
 
 def test_same_files_every_time(mini, tmp_path, monkeypatch):
-    """An image depends on nothing but its number; a data set that is made again is replaced."""
-    monkeypatch.setattr(mini_coco, 'NUM_IMAGES', dict(train=12, val=3))
+    """An image depends on its number alone; a second build replaces the data set."""
+    monkeypatch.setattr(make_mini_coco, 'NUM_IMAGES', dict(train=12, val=3))
     for _ in range(2):
         build_mini_coco(tmp_path / 'mini')
     files = sorted(path.relative_to(tmp_path / 'mini') for path in (tmp_path / 'mini').rglob('*') if path.is_file())
@@ -99,7 +97,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 def test_interrupted_build_leaves_the_old_one(mini, tmp_path, monkeypatch):
     target = tmp_path / 'mini'
     target.mkdir()
-    (target / mini_coco.MARK).write_text('old')
+    (target / make_mini_coco.MARKER).write_text('old')
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -107,13 +105,13 @@ def test_interrupted_build_leaves_the_old_one(mini, tmp_path, monkeypatch):
     def rename(source, goal, rename=Path.rename):
         return interrupt() if source.name == 'new' else rename(source, goal)
 
-    monkeypatch.setattr(mini_coco, 'NUM_IMAGES', dict(train=2, val=2))
-    for owner, name, function in ((Path, 'rename', rename), (mini_coco, '_write_split', interrupt)):
+    monkeypatch.setattr(make_mini_coco, 'NUM_IMAGES', dict(train=2, val=2))
+    for owner, name, function in ((Path, 'rename', rename), (make_mini_coco, '_write_split', interrupt)):
         monkeypatch.setattr(owner, name, function)
         with pytest.raises(KeyboardInterrupt):
             build_mini_coco(target)
-    assert [path.name for path in tmp_path.rglob('*')] == ['mini', mini_coco.MARK]
-    assert (target / mini_coco.MARK).read_text() == 'old'
+    assert [path.name for path in tmp_path.rglob('*')] == ['mini', make_mini_coco.MARKER]
+    assert (target / make_mini_coco.MARKER).read_text() == 'old'
 
 
 def test_config_reads_it(mini):

@@ -1,10 +1,8 @@
-# MMSegmentation's runtime, and a schedule of minutes on two CPU cores.
-_base_ = 'mmseg::_base_/default_runtime.py'
-
-max_iters = 2800
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1400)
+# Segmentors on the demonstration data: minutes on two CPU cores.
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2800, val_interval=1400)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
+
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
@@ -12,13 +10,13 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False),
+    dict(type='CosineAnnealingLR', T_max=2800, by_epoch=False),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=max_iters),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2800),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

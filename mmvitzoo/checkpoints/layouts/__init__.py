@@ -1,0 +1,9 @@
+"""Tables of key names, one file per family."""
+
+from . import mpvit, mvitv2, scalablevit, vit, vitae
+from .layout import Dropped, Layout, Unsupported, backbone_under, unchanged
+
+# The first layout whose signature fits a file is its layout. Blocks of ViTAE have all weights of PlainViT's, and more.
+LAYOUTS = [*mpvit.LAYOUTS, *mvitv2.LAYOUTS, *scalablevit.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
+
+__all__ = ['LAYOUTS', 'Dropped', 'Layout', 'Unsupported', 'backbone_under', 'unchanged']
