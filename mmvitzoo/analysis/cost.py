@@ -115,10 +115,11 @@ def count(model: nn.Module, forward: Callable[[], Any]) -> Tuple[Counter, int]:
         for module in model.modules():
             if hasattr(module, 'rel_pos_attention'):
                 stack.enter_context(patch.object(module, 'rel_pos_attention', rel_pos_attention_biased))
-        # FlopCounterMode fails on views of parameters that require gradients.
-        for parameter in model.parameters():
-            stack.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(False)
+            # FlopCounterMode fails on views of parameters that require gradients. Weights of linear layers have to
+            # require them: otherwise torch turns some products of expanded tensors into batched ones.
+            for parameter in module.parameters(recurse=False):
+                stack.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(isinstance(module, (nn.Linear, nn.MultiheadAttention)))
         stack.enter_context(torch.no_grad())
         activations = stack.enter_context(ActivationCounter())
         flops = stack.enter_context(FlopCounterMode(display=False, custom_mapping=FORMULAS))
@@ -154,14 +155,15 @@ def measure(config: Config, shape: Optional[Sequence[int]] = None) -> Cost:
     """
     init_default_scope(config.default_scope)
     shape = tuple(shape or default_shape(config))
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode:
+        # Not on fake tensors, whose copies by constructors (copy.deepcopy) access memory that does not exist.
+        with torch.device('meta'):
             model = MODELS.build(config.model)
     except RuntimeError:  # a constructor that reads values of tensors
         model = MODELS.build(config.model)
     model.eval()
-    with mode:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device='cpu')
         x = torch.empty(1, 3, *shape)
         flops, activations = count(model, lambda: forward(model, x))
     return Cost(

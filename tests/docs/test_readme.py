@@ -105,8 +105,10 @@ def test_config_example_builds_a_detector(tmp_path, backbone, detector):
     (tmp_path / 'config.py').write_text(example('_base_', f"type='{backbone}'"))
     config = Config.fromfile(tmp_path / 'config.py')
     init_default_scope(config.default_scope)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without data
+    with torch.device('meta'):
         model = MODELS.build(config.model).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without data
+        model.to_empty(device='cpu')
         assert type(model.backbone).__name__ == backbone and type(model).__name__ == detector
         assert len(model.extract_feat(torch.zeros(1, 3, 64, 64))) == 5
 

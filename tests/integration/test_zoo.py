@@ -4,14 +4,12 @@ import json
 import re
 
 import pytest
-import torch
 import yaml
 import zoo_table
 from modelindex.load_model_index import load
-from torch import nn
 from zoo_configs import FOLDERS, LISTED, NAMES, ROOT, group_by, read_config, read_stock_config
 
-from mmvitzoo.analysis.cost import count_flops, default_shape, measure
+from mmvitzoo.analysis.cost import default_shape, measure
 
 METAFILES = sorted(ROOT.glob('configs/*/metafile.yml'))
 INDEX = {path.parent.name: yaml.safe_load(path.read_text()) for path in METAFILES}
@@ -62,7 +60,7 @@ METRICS = {
 
 
 def words(row):
-    """What the name of a published row's config says."""
+    """Returns the words in the name of a published row's config."""
     backbone, size = row['backbone'].split('-')
     said = [dict(ViT='plainvit').get(backbone, backbone.lower()) + '-' + SIZES[size]]
     said.append(dict(UperNet='upernet', **{'Semantic FPN': 'fpn'}).get(row['method'], row['method'].lower()))
@@ -74,7 +72,7 @@ def words(row):
 
 
 def test_published_rows(subtests):
-    """Each row of the tables that this project is built from stands in a metafile, as it was published."""
+    """Each published row of the source tables is in one metafile with unchanged values."""
     rows = json.loads((ROOT / 'tests/data/published.json').read_text())
     for row in rows:
         metrics = {METRICS[name]: value for name, value in row['metrics'].items() if name in METRICS}
@@ -92,7 +90,7 @@ def test_published_rows(subtests):
     assert sum(len(model.get('Published', [])) for model in MODELS_OF_ALL) == len(rows) + 5
 
 
-# Parameters of the authors' classifiers and of timm's, to the last one.
+# Exact numbers of parameters of the authors' and timm's classifiers.
 PARAMS = {
     'mpvit-tiny_8xb128_in1k': 5843736,
     'mpvit-xsmall_8xb128_in1k': 10573448,
@@ -117,7 +115,8 @@ FLOPS = {
     'retinanet_mpvit-small_fpn_1x_coco': 249.6e9,
     'retinanet_mpvit-base_fpn_1x_coco': 488.3e9,
 }
-# Where a note says why ours is not what is published: what the authors' code, or other implementations, have.
+# Parameters (M) and FLOPs (G) of the authors' code or of other implementations, for models whose note explains a
+# difference to the published values.
 NOTED = {
     'retinanet_mpvit-tiny': (15.1, 185.1),
     'mask-rcnn_mpvit-tiny': (25.7, None),
@@ -140,7 +139,7 @@ def test_costs_of_the_authors_code():
 
 
 def test_costs_agree_with_the_published(subtests):
-    """Parameters within 1% or to the digits that were published, FLOPs within 3%; or a note says why not."""
+    """Parameters agree within 1% or to the published digits and FLOPs within 3%; otherwise a note gives the reason."""
     for model in MODELS_OF_ALL:
         if 'Published' in model:
             with subtests.test(model['Name']):
@@ -163,7 +162,7 @@ def check_published(model):
 
 
 def model_of(config):
-    """A key for configs whose models cost the same: what does not change an inference is left out."""
+    """Returns a key that configs of equal cost share: the model without the settings that do not affect inference."""
     left_out = ('train_cfg', 'test_cfg', 'data_preprocessor')
     model = {key: value for key, value in config.model.items() if key not in left_out}
     model['backbone'] = {key: x for key, x in model['backbone'].items() if key not in ('init_cfg', 'drop_path_rate')}
@@ -214,30 +213,10 @@ def test_attention_counts_two_products_per_block():
     assert cost.shape == (224, 224)
 
 
-def test_operators_without_matrix_products_are_counted():
-    layers = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Upsample(scale_factor=2)
-    )
-    layers.extend([nn.Upsample(scale_factor=2, mode='bilinear'), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d(1)])
-    flops = count_flops(layers.eval(), torch.empty(1, 3, 8, 8))
-    assert flops.pop(torch.ops.aten.convolution) == 64 * 3 * 9 * 4
-    assert sorted(flops.values()) == sorted([2 * 256, 5 * 256, 1024, 4 * 4096, 4096, 16])
-
-
-def test_count_flops_leaves_the_model_unchanged():
-    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    layers[0].bias.requires_grad_(False)
-    before = {name: (value.clone(), value.requires_grad) for name, value in layers.named_parameters()}
-    count_flops(layers, torch.ones(1, 3, 8, 8))
-    assert all(torch.equal(x, before[name][0]) for name, x in layers.named_parameters())
-    assert all(x.requires_grad == before[name][1] for name, x in layers.named_parameters())
-    assert layers[1].num_batches_tracked == 0 and torch.backends.mha.get_fastpath_enabled()
-
-
 @pytest.mark.parametrize(
     'config, flops',
     [
-        # As their READMEs and papers say: with 1000 boxes, without masks, and constructors that compute.
+        # Published in READMEs and papers. Cases: 1000 boxes, no masks, constructors that read values of tensors.
         ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 207.1e9),
         ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 264e9),
         ('mmpretrain::resnet/resnet50_8xb32_in1k.py', 4.12e9),

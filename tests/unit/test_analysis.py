@@ -1,4 +1,4 @@
-"""Pictures of backbones: attention weights, features, receptive fields, and the commands that draw them."""
+"""Pictures of backbones and the commands that draw them, and FLOPs by operator."""
 
 import re
 import runpy
@@ -18,6 +18,7 @@ from torch import nn
 
 from mmvitzoo.analysis import attention_maps, draw_attention, feature_maps, normalize, receptive_fields
 from mmvitzoo.analysis.command import read_resized
+from mmvitzoo.analysis.cost import count_flops
 from mmvitzoo.analysis.features import pca_colors
 from mmvitzoo.analysis.receptive_field import ReceptiveField
 from mmvitzoo.models import MPViT, PlainViT
@@ -25,7 +26,7 @@ from mmvitzoo.models.backbones.base import Backbone
 from mmvitzoo.models.backbones.mpvit import FactorizedAttention
 from mmvitzoo.models.backbones.mvitv2 import PoolingAttention
 from mmvitzoo.models.backbones.scalablevit import ScalableAttention, WindowAttention
-from mmvitzoo.models.layers import pad_to_multiple
+from mmvitzoo.models.layers import pad_to_multiple, rel_pos_attention_flash
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'docs' / 'seeing_inside.md').read_text()
@@ -227,6 +228,33 @@ def test_side_of_a_uniform_field():
     assert ReceptiveField('', 2, (10.5, 10.5), field).side(0.5) == 15
     assert ReceptiveField('', 2, (10, 10), field).side(0.95) == 20
     assert ReceptiveField('', 2, (0, 0), field).side(1) == 40
+
+
+# --- cost
+
+
+def test_flops_of_each_operator_are_counted():
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Upsample(scale_factor=2)
+    )
+    layers.extend([nn.Upsample(scale_factor=2, mode='bilinear'), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d(1)])
+    flops = count_flops(layers.eval(), torch.empty(1, 3, 8, 8))
+    assert flops.pop(torch.ops.aten.convolution) == 64 * 3 * 9 * 4
+    assert sorted(flops.values()) == sorted([2 * 256, 5 * 256, 1024, 4 * 4096, 4096, 16])
+
+
+def test_count_flops_leaves_the_model_unchanged():
+    model = slim('vitdet').eval()
+    model.patch_embed.requires_grad_(False)
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    with torch.no_grad():
+        before = model(random_image())
+        flops = count_flops(model, random_image())
+        after = model(random_image())
+    assert sum(flops.values()) > 1e6 and all(torch.equal(x, y) for x, y in zip(before, after))
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+    assert model.blocks[0].attn.rel_pos_attention is rel_pos_attention_flash
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 # --- images and commands
