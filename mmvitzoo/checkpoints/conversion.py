@@ -1,5 +1,6 @@
 """Recognizes a checkpoint and renames it to this package's names."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -82,7 +83,7 @@ def convert(
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:
-    """Renames weights from this package's names to another layout, as the inverse of :func:`convert`.
+    """Renames weights from this package's names to another layout, the way back of :func:`convert`.
 
     Args:
         state_dict: Weights in whole-model names, such as :attr:`ConversionResult.state_dict`.
@@ -90,12 +91,12 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
         source: Layout to write, such as ``'timm'``.
 
     Returns:
-        The same tensors under the other names.
+        The tensors under the names of the layout.
 
     Raises:
         CheckpointError: The family or layout is unknown, or has no name for some weights.
     """
-    layout = _select_layouts(family, source)[0]
+    layout = _select_layouts(family, source)[0]  # of layouts with one name, the first is the one to write
     rules = layout.inverse_rules()
     if layout.preprocess_export:
         state_dict = layout.preprocess_export(state_dict)
@@ -114,6 +115,7 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
 
 def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Optional[str]) -> Layout:
     allowed = _select_layouts(family, source)
+    # Among all layouts, so that the error names the one that was found.
     layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
     if layout is None or layout not in allowed:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
@@ -142,7 +144,7 @@ def _rename(state_dict: Dict[str, Tensor], layout: Layout) -> Tuple[Dict[str, Te
         elif isinstance(target, Unsupported):
             raise CheckpointError(f'{name}: {key} {target.reason}')
         else:
-            ours = target.format(**match.groupdict())
+            ours = target.format(**match.groupdict())  # named groups fill the template
             if ours not in renamed:
                 renamed[ours], origin[ours] = value, key
             elif torch.equal(renamed[ours], value):
@@ -154,8 +156,12 @@ def _rename(state_dict: Dict[str, Tensor], layout: Layout) -> Tuple[Dict[str, Te
     return renamed, dropped
 
 
-def _first_match(rules: list, key: str) -> tuple:
-    return next(((m, target) for m, target in ((p.fullmatch(key), t) for p, t in rules) if m), (None, None))
+def _first_match(rules: List[Tuple[re.Pattern, Any]], key: str) -> Tuple[Optional[re.Match], Any]:
+    for pattern, target in rules:
+        match = pattern.fullmatch(key)
+        if match:
+            return match, target
+    return None, None
 
 
 def _select_layouts(family: Optional[str], source: Optional[str]) -> List[Layout]:

@@ -81,7 +81,7 @@ assert all(x > 0 for own in times.values() for x in own)
 assert shapes[names[0]][1] == [(96, 24, 32), (176, 12, 16), (216, 6, 8), (216, 3, 4)]
 assert shapes[names[3]][1] == [(384, 6, 8)] * 4
 for name in names:
-    assert maps[name].grid.stride == 16 and maps[name].rgb.shape == (6, 8, 3) and 0 < maps[name].explained <= 1
+    assert maps[name].grid.stride == 16 and maps[name].rgb.shape == (6, 8, 3) and 0 < maps[name].explained_variance <= 1
     assert maps[name].rgb.std() > 0.05
 """
     first = 'retinanet_mpvit-tiny_fpn_1x_coco'

@@ -80,3 +80,10 @@ def reorder_anchors(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> N
                 raise ValueError(f'{key} has shape {tuple(value.shape)}, expected 3 sizes x 3 ratios of channels')
             anchors = value.unflatten(0, (3, 3, num_channels // 9))
             state_dict[key] = anchors.transpose(0, 1).flatten(0, 2)
+
+
+def restore_anchors(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Undoes :func:`reorder_anchors`, which is its own inverse for three sizes and three ratios."""
+    restored = dict(state_dict)
+    reorder_anchors(restored, {})
+    return restored

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from .detectron2 import RETINANET, fpn, heads, reorder_anchors
+from .detectron2 import RETINANET, fpn, heads, reorder_anchors, restore_anchors
 from .layout import Layout, backbone_under, unchanged
 
 _STAGE = 'mhca_stages.{s}'
@@ -47,6 +47,7 @@ LAYOUTS = [
         (_DETECTRON2 + _SIGNATURE, 'head.cls_score.weight'),
         {**backbone_under(_DETECTRON2, BACKBONE), **RETINANET},
         reorder_anchors,
+        restore_anchors,
     ),
     _layout(
         'detectron2',

@@ -7,7 +7,7 @@ from typing import Dict
 from torch import Tensor
 
 from ...models.backbones.mvitv2 import stage_starts
-from .detectron2 import RETINANET, fpn, heads, reorder_anchors
+from .detectron2 import RETINANET, fpn, heads, reorder_anchors, restore_anchors
 from .layout import Layout, Unsupported, backbone_under, unchanged
 
 # Names that the authors, Detectron2, timm, MMPretrain and this package share.
@@ -85,6 +85,7 @@ LAYOUTS = [
         (_DETECTRON2 + 'blocks.0.attn.pool_q.weight', 'head.cls_score.weight'),
         {**backbone_under(_DETECTRON2, DETECTRON2), **RETINANET},
         reorder_anchors,
+        restore_anchors,
     ),
     _layout(
         'detectron2',

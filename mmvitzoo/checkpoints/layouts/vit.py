@@ -151,6 +151,14 @@ def fold_scale(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
             state_dict[key] = state_dict[key] * head_dim**-0.5
 
 
+def unfold_scale(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Undoes :func:`fold_scale`."""
+    return {
+        key: value * value.shape[-1] ** 0.5 if key.endswith(('rel_pos_h', 'rel_pos_w')) else value
+        for key, value in state_dict.items()
+    }
+
+
 def refuse_residual(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Refuses to write residual convolutions in timm's layout, which has the other names of this package."""
     residual = [key for key in state_dict if '.residual.' in key]
@@ -186,6 +194,7 @@ LAYOUTS = [
             (prefix + 'blocks.0.attn.rel_pos_h', prefix + 'fpn1.0.weight'),
             vitae_repository(prefix, VITAE_REPOSITORY),
             fold_scale,
+            unfold_scale,
         )
         for prefix in ('backbone.', '')
     ),

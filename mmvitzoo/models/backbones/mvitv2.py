@@ -7,7 +7,8 @@ values with strided depthwise convolutions. The first block of a stage pools its
 Scores have decomposed relative positions, and pooled queries are added to the output of attention.
 
 A classifier attends globally. For dense prediction most blocks attend in windows, and the last block of each stage but
-the first globally. Both are the same network with the same weights.
+the first globally. Both forms have the same parameters; loading a checkpoint interpolates the tables of relative
+positions.
 
 Maps are (B, H, W, C) between blocks.
 """
@@ -86,20 +87,24 @@ class PoolingAttention(RelPosAttention):
     def pooled_qkv(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """(B, H, W, C) -> pooled and normalized maps of (B * heads, H', W', head_dim) for q, k and v."""
         # Heads are part of the batch from here on: pooling, windows and attention treat each head alike.
-        q, k, v = rearrange(self.qkv(x), 'b h w (n heads c) -> n (b heads) h w c', n=3, heads=self.num_heads)
+        # Contiguous, since convolutions would copy the strided maps of heads slowly.
+        q, k, v = rearrange(
+            self.qkv(x), 'b h w (n heads c) -> n (b heads) h w c', n=3, heads=self.num_heads
+        ).contiguous()
         return self.norm_q(self.pool_q(q)), self.norm_k(self.pool_k(k)), self.norm_v(self.pool_v(v))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C'), H' and W' are H and W divided by ``stride_q``, rounded up."""
-        q, k, v = self.pooled_qkv(x)  # (B * heads, H', W', head_dim)
+        q, k, v = self.pooled_qkv(x)  # (B * heads, Hq, Wq, head_dim), and (B * heads, Hkv, Wkv, head_dim) twice
         size = q.shape[1:3]
         if self.window_size:
-            q = window_partition(q, self.window_size // self.stride_q)  # (B * heads * windows, H', W', head_dim)
+            # (B * heads * windows, window, window, head_dim), with the windows of k and v pooled by another stride
+            q = window_partition(q, self.window_size // self.stride_q)
             k = window_partition(k, self.window_size // self.stride_kv)
             v = window_partition(v, self.window_size // self.stride_kv)
         tokens = (y.flatten(1, 2)[:, None] for y in (q, k, v))  # (B * heads * windows, 1, N, head_dim)
         y = self.attention(*tokens, q.shape[1:3], k.shape[1:3])
-        x = y.view_as(q) + q
+        x = y.view_as(q) + q  # residual pooling connection
         if self.window_size:
             x = window_unpartition(x, size)
         return self.proj(rearrange(x, '(b heads) h w c -> b h w (heads c)', heads=self.num_heads))
@@ -148,7 +153,7 @@ class PoolingBlock(nn.Module):
         self.attn = PoolingAttention(dim, attn_dim, stride_q=stride_q, **attention)
         self.norm2 = nn.LayerNorm(attn_dim, eps=1e-6)
         self.mlp = Mlp(attn_dim, 4 * attn_dim, out_dim)
-        # Shortcut projection for whichever half (attention or MLP) changes the width.
+        # Shortcut projection for whichever half (attention or MLP) changes the width; never both do.
         self.shortcut_proj = None if dim == out_dim else nn.Linear(dim, out_dim)
         self.dim_mul_in_attention = dim != attn_dim
         self.drop_path = DropPath(drop_path)
@@ -157,7 +162,7 @@ class PoolingBlock(nn.Module):
         """(B, H, W, C) -> (B, H', W', C'), H' and W' are H and W divided by ``stride_q``, rounded up."""
 
         def inner_forward(x: Tensor) -> Tensor:
-            # Where the width changes, the shortcut starts at the normalized input.
+            # If attention changes the width, its shortcut starts at the normalized input.
             y = self.norm1(x)
             shortcut = self.shortcut_proj(y) if self.dim_mul_in_attention else x
             if self.stride > 1:
@@ -176,7 +181,8 @@ def max_pool(x: Tensor, stride: int) -> Tensor:
     """3 x 3 max pooling, (B, H, W, C) -> (B, H', W', C), H' and W' are H and W divided by ``stride``, rounded up."""
     height, width = x.shape[1:3]
     rows, cols = ceil_div(height, stride), ceil_div(width, stride)
-    # Padded by hand to a multiple of the stride: a compiler would add a guard on divisibility for every stage.
+    # `F.max_pool2d(x, 3, stride, padding=1)` with the padding written out: its own rounding of odd sizes would add a
+    # guard to a compiled graph in every stage. A window of 3 needs stride * (rows - 1) + 3 rows, one of them on top.
     padding = (0, 0, 1, stride * (cols - 1) + 2 - width, 1, stride * (rows - 1) + 2 - height)
     x = F.pad(x, padding, value=-torch.inf).permute(0, 3, 1, 2)
     return F.max_pool2d(x, 3, stride).permute(0, 2, 3, 1)
@@ -260,19 +266,21 @@ class MViTv2(Backbone):
         grid = tuple(ceil_div(side, 4) for side in img_size)  # tokens of the block's input
         for i in range(self.starts[self.out_indices[-1] + 1]):
             stage = self._stage_of(i)
-            first, last = i > 0 and i in self.starts, i + 1 in self.starts
+            downsample, last = i > 0 and i in self.starts, i + 1 in self.starts
             windowed = window_attention and not (last and stage > 0)
-            stride_q = 2 if first else 1
-            stride_kv = STRIDES_KV[stage] * (2 if window_attention and last and stage in (1, 2) else 1)
-            # The first block of a stage partitions a map that still has the resolution of the stage before.
-            window_size = WINDOW_SIZES[stage - first] if windowed else 0
+            stride_q = 2 if downsample else 1
+            stride_kv = STRIDES_KV[stage]
+            if window_attention and last and stage in (1, 2):  # global attention of the detection form
+                stride_kv *= 2
+            # A downsampling block partitions a map that still has the resolution of the stage before.
+            window_size = WINDOW_SIZES[stage - 1 if downsample else stage] if windowed else 0
             area = (window_size, window_size) if windowed else grid
             num_heads *= stride_q
-            attn_dim = 2 * dim if first and dim_mul_in_attention else dim
+            attn_dim = 2 * dim if downsample and dim_mul_in_attention else dim
             mlp_widens = not dim_mul_in_attention and last and stage + 1 < NUM_STAGES
             out_dim = 2 * attn_dim if mlp_widens else attn_dim
             block = PoolingBlock(
-                dim,  # input grid (H, W) -> output grid (H, W) / stride_q
+                dim,
                 attn_dim,
                 out_dim,
                 drop_path=rates[i],
@@ -281,6 +289,7 @@ class MViTv2(Backbone):
                 stride_q=stride_q,
                 stride_kv=stride_kv,
                 window_size=window_size,
+                # The tables cover the finer of the pooled queries and keys.
                 input_size=tuple(ceil_div(side, min(stride_q, stride_kv)) for side in area),
             )
             self.blocks.append(block)
@@ -312,7 +321,7 @@ class MViTv2(Backbone):
 
     def init_weights(self) -> None:
         """Loads the checkpoint of ``init_cfg``, or initializes as the authors do, relative positions included."""
-        fresh = not self.is_init and not self.init_cfg
+        fresh = not self.is_init and not self.init_cfg  # before `super` sets `is_init`
         super().init_weights()
         if fresh:
             for block in self.blocks:
@@ -416,8 +425,10 @@ class MViTv2(Backbone):
             ]
             if widths[0] != widths[1]:
                 cfg['dim_mul_in_attention'] = False
-        # The first block's tables are those of its window, if it has one; the last block's never are. If the last
-        # block is also the first of its stage, its keys have the stride of the stage before.
+        # A table of length L is for (L + 1) / 2 tokens of the finer of queries and keys. In the classification form,
+        # block 0 has queries of stride 4: 111 entries are for 56 tokens, an image of 224 pixels. In the detection form,
+        # block 0 has the table of its window, but the last block is global, with queries of the stride of its stage.
+        # If this block also downsamples (stage 3 has one block), its keys have the finer stride of the stage before.
         block, stride = (num_layers - 1, 4 * 2 ** len(starts)) if windowed and starts else (0, 4)
         if block in starts and len(starts) == NUM_STAGES - 1:
             stride //= 2

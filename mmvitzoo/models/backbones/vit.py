@@ -44,7 +44,7 @@ class ResidualConv(nn.Sequential):
             nn.Conv2d(dim // 2, dim, 1, bias=False),
             LayerNorm2d(dim, eps=1e-6),
         )
-        nn.init.zeros_(self[-1].weight)
+        nn.init.zeros_(self[-1].weight)  # zero output: the residual sum starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -120,8 +120,8 @@ class PlainViT(Backbone):
         use_rel_pos: Add decomposed relative positions in every block.
         rel_pos_std: Standard deviation of the initial relative positions. Published models start from 0; a small
             model without pretraining learns sooner from 0.5.
-        rel_pos_scaled: See :class:`mmvitzoo.models.layers.Attention`. Converted weights of every source need False:
-            the converter folds a scale into the tables.
+        rel_pos_scaled: See :class:`mmvitzoo.models.layers.Attention`. The converter folds the scale into the tables,
+            so converted weights need False. True is only for weights that were trained here with True.
         drop_path_rate: See :class:`.Backbone`.
         frozen_stages: -1 trains everything, 0 freezes the patch embedding and positions, k also the first k blocks,
             and with the last block the last norm.
@@ -173,7 +173,7 @@ class PlainViT(Backbone):
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
     ):
-        arch = self._resolve_arch(arch)
+        arch = self._resolve_arch(arch)  # also here, for the default of out_indices
         self._check_arch(arch)
         num_layers, dim = arch['num_layers'], arch['embed_dims']
         out_indices = (num_layers - 1,) if out_indices is None else out_indices
@@ -205,20 +205,20 @@ class PlainViT(Backbone):
         self.with_cls_token = with_cls_token
         self.out_channels = (dim,) * num_layers
         self.strides = (patch_size,) * num_layers
-        input_size = tuple(ceil_div(side, patch_size) for side in img_size)
-        self.grid = tuple(ceil_div(side, patch_size) for side in pretrain_img_size)
+        rel_pos_grid = tuple(ceil_div(side, patch_size) for side in img_size)
+        self.pos_embed_grid = tuple(ceil_div(side, patch_size) for side in pretrain_img_size)
         self._build_stem(patch_size)
         self.blocks = nn.ModuleList()
         rates = drop_path_rates(drop_path_rate, num_layers)
         for i in range(self.out_indices[-1] + 1):
             window = 0 if i in global_attn_indexes else window_size
-            block_size = (window, window) if window else input_size
+            input_size = (window, window) if window else rel_pos_grid
             block = self._build_block(
                 drop_path=rates[i],
                 residual=i in residual_block_indexes,
                 with_cp=with_cp,
                 window_size=window,
-                input_size=block_size if use_rel_pos else None,
+                input_size=input_size if use_rel_pos else None,
                 rel_pos_scaled=rel_pos_scaled,
             )
             if use_rel_pos and rel_pos_std:
@@ -241,7 +241,7 @@ class PlainViT(Backbone):
         dim = self.arch['embed_dims']
         self.patch_embed = PatchEmbed(3, dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.with_cls_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.with_cls_token + math.prod(self.grid), dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.with_cls_token + math.prod(self.pos_embed_grid), dim))
         trunc_normal_(self.pos_embed, std=0.02)
         if self.with_cls_token:
             trunc_normal_(self.cls_token, std=0.02)
@@ -285,7 +285,7 @@ class PlainViT(Backbone):
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Adds positions and the class token: (B, H, W, C) -> (B, H, W, C), or (B, 1 + H * W, C) with the token."""
-        pos_embed = resize_pos_embed(self.pos_embed[:, int(self.with_cls_token) :], self.grid, x.shape[1:3])
+        pos_embed = resize_pos_embed(self.pos_embed[:, int(self.with_cls_token) :], self.pos_embed_grid, x.shape[1:3])
         x = x + pos_embed
         if not self.with_cls_token:
             return x
@@ -306,9 +306,9 @@ class PlainViT(Backbone):
             ValueError: ``x`` has another shape.
         """
         self.check_input(x)
-        x = self.patch_embed(x)
+        x = self.patch_embed(x)  # (B, H', W', C)
         size = x.shape[1:3]
-        x = self._pos_embed(x)
+        x = self._pos_embed(x)  # (B, H', W', C), or (B, 1 + H' * W', C) with a class token
         outs = []
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -374,13 +374,13 @@ class PlainViT(Backbone):
 
         num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - with_cls_token
         patch_size = weight_shape(state_dict, 'patch_embed.proj.weight', 4)[-1]
-        fits = img_grid is not None and math.prod(img_grid) == num_patches
-        grid = img_grid if fits else nearest_grid(num_patches)
+        same_grid = img_grid is not None and math.prod(img_grid) == num_patches
+        grid = img_grid if same_grid else nearest_grid(num_patches)
         img_grid = img_grid or grid
         cfg['img_size'] = _pixels(img_grid, patch_size)
         if grid != img_grid:
             cfg['pretrain_img_size'] = _pixels(grid, patch_size)
-        if grid[0] != grid[1] and not fits:
+        if grid[0] != grid[1] and not same_grid:
             name = 'img_size' if grid == img_grid else 'pretrain_img_size'
             assumed[name] = cfg[name]
         if patch_size != 16:
@@ -389,19 +389,21 @@ class PlainViT(Backbone):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Resizes positions of another square grid, and drops a class token that the model does not have."""
-        if self.pos_embed is not None:
+        if self.pos_embed is not None:  # None in ViTAE-S
             if self.cls_token is None and state_dict.pop(f'{prefix}cls_token', None) is not None:
                 print_log(f'{self._get_name()}: dropped the class token of the checkpoint', logger='current')
             loaded: Optional[Tensor] = state_dict.get(f'{prefix}pos_embed')
             if loaded is not None and loaded.dim() == 3 and loaded.shape[1] != self.pos_embed.shape[1]:
                 side = math.isqrt(loaded.shape[1])
-                num_prefix = loaded.shape[1] - side**2  # the position of a class token
-                if num_prefix <= 1 and num_prefix >= self.with_cls_token:
-                    pos_embed = resize_pos_embed(loaded[:, num_prefix:], (side, side), self.grid).flatten(1, 2)
+                num_prefix = loaded.shape[1] - side**2  # 1 with the position of a class token
+                if num_prefix in (0, 1) and num_prefix >= self.with_cls_token:
+                    pos_embed = resize_pos_embed(loaded[:, num_prefix:], (side, side), self.pos_embed_grid).flatten(
+                        1, 2
+                    )
                     pos_embed = torch.cat([loaded[:, : int(self.with_cls_token)], pos_embed], 1)
                     state_dict[f'{prefix}pos_embed'] = pos_embed
-                    if (side, side) != self.grid:
-                        grids = f'{side} x {side} to {self.grid[0]} x {self.grid[1]}'
+                    if (side, side) != self.pos_embed_grid:
+                        grids = f'{side} x {side} to {self.pos_embed_grid[0]} x {self.pos_embed_grid[1]}'
                         print_log(f'{self._get_name()}: resized positions from {grids}', logger='current')
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -76,7 +76,7 @@ def rel_pos_attention_flash(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_
     Returns:
         (B, heads, Hq * Wq, C).
     """
-    scale = q.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5  # of the original width
     q, k = concat_rel_pos(q, k, rel_h, rel_w)
     return sdpa(q, k, v, scale=scale)
 
@@ -93,7 +93,7 @@ class RelPosAttention(nn.Module):
 
     def __init__(self, head_dim: int, input_size: Optional[Tuple[int, int]]):
         super().__init__()
-        self.rel_pos_attention = rel_pos_attention_flash  # `optimize_for_inference` sets another kernel
+        self.rel_pos_attention = rel_pos_attention_flash  # `optimize_for_inference` in cpu.py sets another kernel
         self.rel_pos_scale = 1.0
         if input_size is None:
             self.rel_pos_h = self.rel_pos_w = None
@@ -152,13 +152,17 @@ class Attention(RelPosAttention):
         if rel_pos_scaled:
             self.rel_pos_scale = (dim // num_heads) ** -0.5
 
+    def split_qkv(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """(B, ..., C) -> queries, keys and values of (B, heads, N, head_dim)."""
+        return tuple(split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, -1))
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) without windows and relative positions."""
         size = x.shape[1:-1]
         if self.window_size:
             x = window_partition(x, self.window_size)  # (B * windows, window_size, window_size, C)
-        q, k, v = (split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, -1))  # (B, heads, N, C)
-        y = self.attention(q, k, v, x.shape[1:3], x.shape[1:3])
+        q, k, v = self.split_qkv(x)  # (B * windows, heads, N, head_dim)
+        y = self.attention(q, k, v, x.shape[1:3], x.shape[1:3])  # sizes are read for relative positions alone
         x = y.transpose(1, 2).reshape(x.shape)
         if self.window_size:
             x = window_unpartition(x, size)
@@ -177,7 +181,7 @@ class Attention(RelPosAttention):
         """
         if self.window_size:
             x = window_partition(x, self.window_size)[window, None]
-        q, k, _ = (split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, -1))
+        q, k, _ = self.split_qkv(x)
         scale = q.shape[-1] ** -0.5
         if self.rel_pos_h is not None:
             q, k = concat_rel_pos(q, k, *self.rel_pos(x.shape[1:3], x.shape[1:3]))

@@ -4,7 +4,7 @@ The models do not depend on this file. Measured gains are in docs/performance.md
 """
 
 from collections import Counter
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .attention import RelPosAttention, rel_pos_attention_flash
+from .attention import RelPosAttention, rel_pos_attention_flash, split_heads
 from .compiling import is_compiling
-from .conv import ConvRelativePosition
+from .conv import ConvRelativePosition, DepthwiseConv
 from .rel_pos import decomposed_rel_pos
 
 # Elements of the temporary results that exist at one time. They stay in the cache of the processor, and the memory
@@ -72,6 +72,11 @@ def _swap(model: nn.Module, dtype: Optional[torch.dtype]) -> None:
     for name, module in model.named_children():
         if isinstance(module, RelPosAttention):
             module.rel_pos_attention = rel_pos_attention_biased
+        for method, layer in (('split_qkv', SplitQKV), ('pooled_qkv', PooledQKV)):
+            if hasattr(module, method) and hasattr(module, 'qkv') and _is_plain(module.qkv, nn.Linear):
+                module.three_linears = layer(module, dtype)
+                module.__dict__[method] = module.three_linears  # in place of the method
+                del module.qkv
         if _is_plain(module, nn.Linear):
             setattr(model, name, OneDNNLinear(module, dtype))
         elif _is_plain_mlp(module):
@@ -158,6 +163,57 @@ class MlpInParts(nn.Module):
         parts = -(-len(tokens) * self.fc1.out_features // HIDDEN_ELEMENTS)
         out = [self.fc2(self.fc1(part)) for part in tokens.chunk(parts)]
         return (out[0] if parts == 1 else torch.cat(out)).unflatten(0, x.shape[:-1])
+
+
+class SplitQKV(nn.Module):
+    """Queries, keys and values by a linear layer each, so that each of the three is contiguous.
+
+    Args:
+        attn: Attention layer with ``qkv`` and ``num_heads``, whose parameters are used.
+        dtype: See :class:`OneDNNLinear`.
+    """
+
+    def __init__(self, attn: nn.Module, dtype: Optional[torch.dtype] = None):
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.linears = nn.ModuleList()
+        for weight, bias in zip(attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)):
+            linear = nn.Linear(attn.qkv.in_features, len(weight), device='meta')
+            linear.weight, linear.bias = (nn.Parameter(y.detach(), requires_grad=False) for y in (weight, bias))
+            self.linears.append(OneDNNLinear(linear, dtype))
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """(B, ..., C) -> three of (B, heads, N, head_dim)."""
+        return tuple(split_heads(linear(x), self.num_heads) for linear in self.linears)
+
+
+class PooledQKV(SplitQKV):
+    """Pooled queries, keys and values of MViTv2, by convolutions with a kernel repeated for all heads.
+
+    The heads are rearranged after pooling, not before it.
+
+    Args:
+        attn: A :class:`mmvitzoo.models.backbones.mvitv2.PoolingAttention`, whose parameters are used.
+        dtype: See :class:`OneDNNLinear`.
+    """
+
+    def __init__(self, attn: nn.Module, dtype: Optional[torch.dtype] = None):
+        super().__init__(attn, dtype)
+        self.convs = nn.ModuleList()
+        for pool in (attn.pool_q, attn.pool_k, attn.pool_v):
+            dim = pool.out_channels * attn.num_heads
+            conv = DepthwiseConv(dim, pool.kernel_size[0], pool.stride[0], bias=False)
+            conv.weight = nn.Parameter(pool.weight.detach().repeat(attn.num_heads, 1, 1, 1), requires_grad=False)
+            self.convs.append(conv)
+        self.norms = nn.ModuleList([attn.norm_q, attn.norm_k, attn.norm_v])
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """(B, H, W, C) -> three maps of (B * heads, H', W', head_dim)."""
+        maps = []
+        for linear, conv, norm in zip(self.linears, self.convs, self.norms):
+            y = norm(conv(linear(x)).unflatten(-1, (self.num_heads, -1)))  # (B, H', W', heads, head_dim)
+            maps.append(y.permute(0, 3, 1, 2, 4).flatten(0, 1))
+        return tuple(maps)
 
 
 class MergedConvRelativePosition(nn.Module):

@@ -14,8 +14,8 @@ and one-hot vectors e_y in R^H and e_x in R^W, the score is a single dot product
 
     s_ij = [q_i, h_i * sqrt(C), w_i * sqrt(C)] . [k_j, e_{y_j}, e_{x_j}] / sqrt(C)
 
-Concatenating these to q and k (C + H + W channels) leaves plain softmax attention: any fused kernel computes it,
-memory stays linear in the number of tokens, and gradients reach the tables through h and w.
+Concatenating these to q and k leaves plain softmax attention. A flash kernel computes it, with C + H + W channels
+instead of an N x N bias, and gradients reach the tables through h and w.
 """
 
 from typing import Tuple
@@ -32,7 +32,7 @@ def get_rel_pos(q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:
 
     Args:
         q_size: Number of queries along the axis.
-        k_size: Number of keys along the axis. If the sizes differ, the fewer are spread over the same range.
+        k_size: Number of keys along the axis. If the sizes differ, the shorter axis is stretched to the longer.
         rel_pos: Table of (L, C); entry (L - 1) / 2 is distance 0. Tables of another length than
             ``2 * max(q_size, k_size) - 1`` are interpolated linearly.
 
@@ -43,8 +43,8 @@ def get_rel_pos(q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:
     length = 2 * size - 1
     if not statically_true(rel_pos.shape[0] == length):
         rel_pos = resize_rel_pos(rel_pos, length)
-    # Operands in this order, in float32 and truncated: fractional strides then pick the originals' entry. A single
-    # division of integers per factor gives the same float32 value in ONNX.
+    # The same order of operands, dtype and truncation as in Detectron2's `get_rel_pos`, so that fractional ratios of
+    # the sizes pick the same entry. Each ratio is one division of integers, which ONNX rounds alike.
     q_coords = torch.arange(q_size, device=rel_pos.device)[:, None] * (size / q_size)
     k_coords = torch.arange(k_size, device=rel_pos.device) * (size / k_size)
     return rel_pos[(q_coords - k_coords + (k_size - 1) * size / k_size).long()]

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvitzoo.checkpoints import CheckpointError, convert, export, load_pretrained, save
+from mmvitzoo.checkpoints.layouts import LAYOUTS
 from mmvitzoo.checkpoints.layouts.vit import HUGGING_FACE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -194,6 +195,24 @@ def test_unpublished_width_loads_its_own_weights(tmp_path, dim, heads):
     bare = dict(cfg, with_cls_token=False, residual_block_indexes=(0,))
     torch.save(MODELS.build(bare).state_dict(), tmp_path / 'b.pth')
     load_pretrained(MODELS.build(bare), str(tmp_path / 'b.pth'))
+
+
+@pytest.mark.parametrize(
+    'family, source, key',
+    [
+        ('plainvit', 'vitae-repository', 'backbone.blocks.0.attn.rel_pos_h'),
+        ('mpvit', 'detectron2', 'bbox_head.retina_cls.weight'),
+        ('mvitv2', 'detectron2', 'bbox_head.retina_reg.bias'),
+    ],
+)
+def test_export_undoes_changes_of_values(family, source, key):
+    layout = next(x for x in LAYOUTS if (x.family, x.source) == (family, source))
+    value = torch.randn(27, 64) if 'rel_pos' in key else torch.randn(36, 4)
+    state_dict = {key: value}
+    layout.postprocess(state_dict, {})
+    assert not torch.equal(state_dict[key], value)
+    (exported,) = export(state_dict, family, source).values()
+    assert torch.equal(exported, value)
 
 
 def test_folded_scale_is_exact_for_heads_of_64():
