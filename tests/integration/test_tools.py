@@ -150,7 +150,7 @@ def test_shell_scripts_say_how_they_are_used(run, tool):
 
 @pytest.mark.parametrize('tool, arguments', [('train', 'c.py dir'), ('test', 'c.py c.pth')])
 def test_slurm(run, tmp_path, tool, arguments):
-    """What srun would be asked to do."""
+    """Arguments that the scripts pass to srun."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\necho srun "$@"\n')
     srun.chmod(0o755)

@@ -193,12 +193,12 @@ class MPViT(Backbone):
         arch: ``'tiny'``, ``'xsmall'``, ``'small'``, ``'base'``, or a dict of four-element sequences ``num_paths``,
             ``num_layers``, ``embed_dims`` (multiples of 8: the paper always has 8 heads) and ``mlp_ratios``.
         out_indices: Stages from 0 to 3 whose maps are returned.
-        drop_path_rate: See :class:`.Backbone`.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         norm_cfg: Norm config of the convolutions, for :func:`mmcv.cnn.build_norm_layer`.
-        frozen_stages: See :class:`.Backbone`.
-        norm_eval: See :class:`.Backbone`.
+        frozen_stages: -1 trains everything, 0 freezes the stem, k also the first k stages.
+        norm_eval: Keep every BatchNorm in eval mode during training.
         with_cp: Use activation checkpointing of transformer blocks in training.
-        init_cfg: See :class:`.Backbone`.
+        init_cfg: Initialization config of MMEngine.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.

@@ -55,7 +55,7 @@ class PoolingAttention(RelPosAttention):
         window_size: Side of the square windows in tokens of the input, a multiple of both strides; 0 is global
             attention. Pooled maps that their windows do not divide are padded with zeros, which take part in
             attention.
-        input_size: See :class:`mmvitzoo.models.layers.RelPosAttention`.
+        input_size: (H, W) in tokens of the relative positions, see :class:`.RelPosAttention`.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class PoolingBlock(nn.Module):
         drop_path: Stochastic depth rate.
         with_cp: Use activation checkpointing.
         stride_q: Stride of the block.
-        **attention: See :class:`PoolingAttention`.
+        **attention: Arguments of :class:`PoolingAttention`.
     """
 
     def __init__(
@@ -208,11 +208,11 @@ class MViTv2(Backbone):
         dim_mul_in_attention: Double the channels in the attention of the first block of a stage instead of in the MLP
             of the block before. All published models do, except the large classifier trained on ImageNet-1k alone. If
             False, the last map of each stage but the last has the width of the next stage.
-        drop_path_rate: See :class:`.Backbone`.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         frozen_stages: -1 trains everything, 0 freezes the patch embedding, k also the first k stages with their
             output norms.
         with_cp: Use activation checkpointing in training.
-        init_cfg: See :class:`.Backbone`.
+        init_cfg: Initialization config of MMEngine.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.

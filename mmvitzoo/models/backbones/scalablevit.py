@@ -170,11 +170,11 @@ class ScalableViT(Backbone):
             ``spatial_ratios`` and ``channel_ratios``, each by stage.
         out_indices: Stages from 0 to 3 whose maps are returned.
         window_size: Side of the attention windows in tokens.
-        drop_path_rate: See :class:`.Backbone`.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         frozen_stages: -1 trains everything, 0 freezes the first patch embedding, k also the first k stages with
             their output norms.
         with_cp: Use activation checkpointing in training.
-        init_cfg: See :class:`.Backbone`.
+        init_cfg: Initialization config of MMEngine.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.

@@ -61,7 +61,7 @@ class Block(nn.Module):
         drop_path: Stochastic depth rate.
         residual: Add a residual convolution at the end.
         with_cp: Use activation checkpointing.
-        **attention: See :class:`mmvitzoo.models.layers.Attention`.
+        **attention: Arguments of :class:`mmvitzoo.models.layers.Attention`.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class PlainViT(Backbone):
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'huge'``, or a dict of ``embed_dims``,
             ``num_layers``, ``num_heads`` and ``mlp_ratio``.
         img_size: Side in pixels, or (H, W), for which positions are learned. Images of other sizes interpolate them.
-        pretrain_img_size: The same for the absolute positions alone, if they were learned for another size than the
-            relative ones. ViTDet keeps the absolute positions of the classifier that it starts from.
+        pretrain_img_size: Side in pixels, or (H, W), of the absolute positions, if it differs from that of the relative
+            ones. ViTDet keeps the absolute positions of the classifier that it starts from.
         patch_size: Side of a patch in pixels.
         out_indices: Blocks whose maps are returned; None is the last.
         out_type: ``'featmap'`` returns maps, ``'cls_token'`` class tokens of (B, C) for MMPretrain's linear head.
@@ -120,13 +120,13 @@ class PlainViT(Backbone):
         use_rel_pos: Add decomposed relative positions in every block.
         rel_pos_std: Standard deviation of the initial relative positions. Published models start from 0; a small
             model without pretraining learns sooner from 0.5.
-        rel_pos_scaled: See :class:`mmvitzoo.models.layers.Attention`. The converter folds the scale into the tables,
-            so converted weights need False. True is only for weights that were trained here with True.
-        drop_path_rate: See :class:`.Backbone`.
+        rel_pos_scaled: Multiply the tables by the scaled query, see :class:`.Attention`. The converter folds the scale
+            into the tables, so converted weights need False. True is only for weights that were trained here with it.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         frozen_stages: -1 trains everything, 0 freezes the patch embedding and positions, k also the first k blocks,
             and with the last block the last norm.
         with_cp: Use activation checkpointing in training.
-        init_cfg: See :class:`.Backbone`.
+        init_cfg: Initialization config of MMEngine.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.

@@ -41,7 +41,7 @@ class NormalCell(Block):
         mlp_ratio: Hidden width of the MLP, and of the first convolution of the module, divided by ``dim``.
         pcm_convs: Number of convolutions of the module, 2 or 3.
         norm_cfg: Norm config of the convolutions.
-        **kwargs: See :class:`mmvitzoo.models.backbones.vit.Block`.
+        **kwargs: Arguments of :class:`mmvitzoo.models.backbones.vit.Block`.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, pcm_convs: int, norm_cfg: dict, **kwargs: Any):
@@ -204,13 +204,13 @@ class ViTAE(PlainViT):
         out_indices: Blocks whose maps are returned; None is the last.
         final_norm: Normalize the output of the very last block.
         window_size: Side of the attention windows in tokens.
-        drop_path_rate: See :class:`.Backbone`.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         norm_cfg: Norm config of the convolutions, for :func:`mmcv.cnn.build_norm_layer`.
         frozen_stages: -1 trains everything, 0 freezes everything before the blocks, k also the first k blocks, and
             with the last block the last norm.
-        norm_eval: See :class:`.Backbone`.
+        norm_eval: Keep every BatchNorm in eval mode during training.
         with_cp: Use activation checkpointing in training, but not for the convolutions.
-        init_cfg: See :class:`.Backbone`.
+        init_cfg: Initialization config of MMEngine.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.

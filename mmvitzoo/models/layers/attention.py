@@ -131,7 +131,7 @@ class Attention(RelPosAttention):
         num_heads: Number of heads.
         window_size: Side of the square windows in tokens; 0 is global attention. Maps that it does not divide are
             padded with zeros, which take part in attention (https://arxiv.org/abs/2203.16527).
-        input_size: See :class:`RelPosAttention`.
+        input_size: (H, W) in tokens of the relative positions, see :class:`.RelPosAttention`.
         rel_pos_scaled: Multiply the tables by the scaled query, as the ViTAE authors' ViTDet does, instead of by
             the query itself, as Detectron2, Segment Anything and Hugging Face do.
     """

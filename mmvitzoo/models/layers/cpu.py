@@ -147,7 +147,7 @@ class MlpInParts(nn.Module):
 
     Args:
         mlp: Layer to replace, whose parameters are used.
-        dtype: See :class:`OneDNNLinear`.
+        dtype: Type of the computation, None for that of the layer.
     """
 
     def __init__(self, mlp: Mlp, dtype: Optional[torch.dtype] = None):
@@ -170,7 +170,7 @@ class SplitQKV(nn.Module):
 
     Args:
         attn: Attention layer with ``qkv`` and ``num_heads``, whose parameters are used.
-        dtype: See :class:`OneDNNLinear`.
+        dtype: Type of the computation, None for that of the layer.
     """
 
     def __init__(self, attn: nn.Module, dtype: Optional[torch.dtype] = None):
@@ -194,7 +194,7 @@ class PooledQKV(SplitQKV):
 
     Args:
         attn: A :class:`mmvitzoo.models.backbones.mvitv2.PoolingAttention`, whose parameters are used.
-        dtype: See :class:`OneDNNLinear`.
+        dtype: Type of the computation, None for that of the layer.
     """
 
     def __init__(self, attn: nn.Module, dtype: Optional[torch.dtype] = None):
