@@ -265,7 +265,7 @@ def test_equals_the_config_of_mmsegmentation(name):
     # The patch embedding of MMSegmentation 1.2 has no bias, unlike that of its checkpoints.
     without = dict(pretrained=None, drop_path_rate=0)
     model = dict(stock.model, backbone=dict(stock.model.backbone, **without), data_preprocessor=None, pretrained=None)
-    assert count(build_on_meta(config), without='.projection.bias') == count_of_mmsegmentation(as_text(model))
+    assert count(build_on_meta(config), without='.patch_embed.proj.bias') == count_of_mmsegmentation(as_text(model))
 
     ours, theirs = (ConfigDict(without_scope(x._cfg_dict)) for x in (config, stock))
     for key in ('train_dataloader', 'val_dataloader', 'optim_wrapper'):

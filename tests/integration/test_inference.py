@@ -125,7 +125,8 @@ def test_det_inferencer_equals_predictor(workspace, checkpoints, image, by_name)
     (prediction,) = inferencer(str(image), return_vis=True, no_save_vis=True)['predictions']
     objects = Predictor(DETECTOR, checkpoints / f'{DETECTOR}.pth', 'cpu', score_thr=0)(image).result['objects']
     assert len(objects) == len(prediction['scores']) > 0
-    np.testing.assert_allclose([x['score'] for x in objects], sorted(prediction['scores'], reverse=True))
+    scores = [x['score'] for x in objects]  # of the optimized model
+    np.testing.assert_allclose(scores, sorted(prediction['scores'], reverse=True), rtol=1e-4)
 
 
 @pytest.mark.stack
