@@ -255,14 +255,15 @@ def test_mmsegmentation_loads_what_vit2mmseg_writes(run_tool, workspace):
 
 def test_benchmark(run_tool, workspace):
     script = 'tools/analysis_tools/benchmark.py'
-    output = run_tool(f'{script} mvitv2-tiny --shape 1 64 64 --rounds 1 --threads 1 --json out/speed.json')
+    output = run_tool(f'{script} mvitv2-tiny --shape 1 64 64 --rounds 1 --threads 1 --optimize --json out/speed.json')
     assert re.search(r'timm mvitv2_tiny +[0-9.]+ s +[0-9.]+x +[0-9]+ MiB +[0-9.]+x', output)
     results = json.loads((workspace / 'out/speed.json').read_text())['mvitv2-tiny']
     assert len(results) == 4 and all(x['seconds'] > 0 for x in results.values())
     assert 'got x' in run_tool(f'{script} x', fails=True)
     assert '--fuse is for inference' in run_tool(f'{script} mpvit-small --fuse --train', fails=True)
+    assert '--optimize is for inference on a CPU' in run_tool(f'{script} vit-base --optimize --train', fails=True)
     if not torch.cuda.is_available():
-        assert 'torch sees no GPU' in run_tool(f'{script} mpvit-small --device cuda', fails=True)
+        assert 'torch finds no GPU' in run_tool(f'{script} mpvit-small --device cuda', fails=True)
 
 
 @pytest.mark.slow
