@@ -174,6 +174,19 @@ class Backbone(BaseModule):
         """
         raise ValueError(f'attention of {self._get_name()} cannot be analyzed')
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Returns the depth of a parameter, for layer-wise learning rate decay.
+
+        Args:
+            param_name: Full name of the parameter.
+            prefix: Prefix of the backbone's parameters, such as ``'backbone.'``.
+
+        Returns:
+            The depth and the number of depths: 0 for patch embedding and positions, 1 to the number of blocks for the
+            blocks, then output norms and everything after the backbone.
+        """
+        raise NotImplementedError
+
     def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
         """Returns the parts of the stem and of each stage that is built, in the order of ``frozen_stages``."""
         raise NotImplementedError

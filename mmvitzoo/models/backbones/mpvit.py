@@ -306,17 +306,8 @@ class MPViT(Backbone):
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Returns the depth of a parameter, for layer-wise learning rate decay.
-
-        Args:
-            param_name: Full name of the parameter.
-            prefix: Prefix of the backbone's parameters, such as ``'backbone.'``.
-
-        Returns:
-            The depth and the number of depths: 0 for the stem, 1 to ``sum(num_layers)`` for the blocks, then
-            everything behind the backbone. Parallel blocks share a depth. Patch embedding, local branch and position
-            encodings belong to the first block of their stage, the aggregation to the last.
-        """
+        # Parallel blocks share a depth. Patch embedding, local branch and position encodings belong to the first block
+        # of their stage, the aggregation to the last.
         num_layers = self.arch['num_layers']
         num_depths = sum(num_layers) + 2
         if not param_name.startswith(prefix):

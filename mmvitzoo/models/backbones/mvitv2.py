@@ -336,7 +336,6 @@ class MViTv2(Backbone):
         return [[self.patch_embed], *stages]
 
     def attention_layers(self) -> List[AttentionLayer]:
-        """Returns the attention of each block."""
         layers, stride = [], 4
         for i, block in enumerate(self.blocks):
             attn = block.attn
@@ -371,16 +370,6 @@ class MViTv2(Backbone):
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Returns the depth of a parameter, for layer-wise learning rate decay.
-
-        Args:
-            param_name: Full name of the parameter.
-            prefix: Prefix of the backbone's parameters, such as ``'backbone.'``.
-
-        Returns:
-            The depth and the number of depths: 0 for the patch embedding, 1 to ``num_layers`` for the blocks, then
-            the output norms and everything behind the backbone.
-        """
         num_depths = self.arch['num_layers'] + 2
         part, *rest = param_name[len(prefix) :].split('.')
         if not param_name.startswith(prefix) or part.startswith('norm'):

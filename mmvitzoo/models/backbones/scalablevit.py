@@ -273,7 +273,6 @@ class ScalableViT(Backbone):
         return stages
 
     def attention_layers(self) -> List[AttentionLayer]:
-        """Returns the attention of each block."""
         layers: List[AttentionLayer] = []
         for stage, blocks in enumerate(self.stages):
             stride = self.strides[stage]
@@ -315,17 +314,7 @@ class ScalableViT(Backbone):
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Returns the depth of a parameter, for layer-wise learning rate decay.
-
-        Args:
-            param_name: Full name of the parameter.
-            prefix: Prefix of the backbone's parameters, such as ``'backbone.'``.
-
-        Returns:
-            The depth and the number of depths: 0 for the first patch embedding, 1 to ``sum(num_layers)`` for the
-            blocks, then the output norms and everything behind the backbone. Later patch embeddings and the
-            position encodings belong to the first block of their stage.
-        """
+        # Later patch embeddings and position encodings belong to the first block of their stage.
         num_layers = self.arch['num_layers']
         num_depths = sum(num_layers) + 2
         part, *rest = param_name[len(prefix) :].split('.')

@@ -264,7 +264,6 @@ class PlainViT(Backbone):
         return [stem, *stages]
 
     def attention_layers(self) -> List[AttentionLayer]:
-        """Returns the attention of each block."""
         layers = []
         for i, block in enumerate(self.blocks):
             stride, window = self.strides[0], block.attn.window_size
@@ -323,17 +322,7 @@ class PlainViT(Backbone):
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Returns the depth of a parameter, for layer-wise learning rate decay.
-
-        Args:
-            param_name: Full name of the parameter.
-            prefix: Prefix of the backbone's parameters, such as ``'backbone.'``.
-
-        Returns:
-            The depth and the number of depths: 0 for patch embedding and positions, 1 to ``num_layers`` for the
-            blocks, then the last norm and everything behind the backbone. Residual convolutions, which no classifier
-            has, belong to the last depth.
-        """
+        # Residual convolutions, which no classifier has, belong to the last depth.
         num_depths = self.arch['num_layers'] + 2
         part, *rest = param_name[len(prefix) :].split('.')
         if not param_name.startswith(prefix) or part == 'norm' or 'residual' in rest:
