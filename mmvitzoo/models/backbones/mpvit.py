@@ -267,7 +267,7 @@ class MPViT(Backbone):
         )
         self.freeze()
 
-    def stages_to_freeze(self) -> List[List[nn.Module]]:
+    def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
         return [[self.stem], *([stage] for stage in self.stages)]
 
     def attention_layers(self) -> List[AttentionLayer]:

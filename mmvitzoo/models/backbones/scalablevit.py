@@ -261,7 +261,7 @@ class ScalableViT(Backbone):
                     f'got {num_heads}, {dim} and {dim * channel_ratio}'
                 )
 
-    def stages_to_freeze(self) -> List[List[nn.Module]]:
+    def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
         stages = [[self.patch_embeds[0]]]
         for stage, blocks in enumerate(self.stages):
             parts = [blocks, self.pos_embeds[stage]]
