@@ -57,7 +57,7 @@ def _check_requirements() -> None:
 
 _check_requirements()
 
-from .checkpoints import trust_mmengine_checkpoints  # noqa: E402
+from .checkpoints import extend_mmengine, trust_mmengine_checkpoints  # noqa: E402
 from .models.layers import optimize_for_inference  # noqa: E402
 from .ops import suggest_install  # noqa: E402
 from .registry import MODELS  # noqa: E402
@@ -65,6 +65,7 @@ from .zoo import get_config, list_models  # noqa: E402
 
 suggest_install()
 trust_mmengine_checkpoints()
+extend_mmengine()
 import_module('mmvitzoo.models')
 import_module('mmvitzoo.engine')
 
