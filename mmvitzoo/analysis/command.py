@@ -11,7 +11,8 @@ from torch import nn
 
 from ..engine import read_config
 from ..inference import load_model, read_image
-from ..models.backbones.base import MIN_SIZE
+
+MIN_SIZE = 32  # pixels
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.svg', '.pdf')
 

@@ -113,8 +113,8 @@ def count(model: nn.Module, forward: Callable[[], Any]) -> Tuple[Counter, int]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(patch.object(attention, 'pad_for_flash', lambda *qkv: qkv))
         for module in model.modules():
-            if hasattr(module, 'rel_pos_attention'):
-                stack.enter_context(patch.object(module, 'rel_pos_attention', rel_pos_attention_biased))
+            if hasattr(module, 'rel_pos_kernel'):
+                stack.enter_context(patch.object(module, 'rel_pos_kernel', rel_pos_attention_biased))
             # FlopCounterMode fails on views of parameters that require gradients. Weights of linear layers have to
             # require them: otherwise torch turns some products of expanded tensors into batched ones.
             for parameter in module.parameters(recurse=False):

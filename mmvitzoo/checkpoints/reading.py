@@ -37,8 +37,9 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
 
     The content tells the format: PyTorch (``.pth``, ``.pt``, ``.bin``; zip or legacy), safetensors, or a pickle of
     NumPy arrays (Detectron2's ``.pkl``). Weights are unwrapped from ``state_dict``, ``model``, ``model_state``,
-    ``model_ema`` or ``state_dict_ema``, in this order. Prefixes of wrappers, such as ``module.`` and ``_orig_mod.``, are
-    removed. Nothing in the file is executed. The memory depends on the size of the file, not on the sizes that the file claims.
+    ``model_ema`` or ``state_dict_ema``, in this order. Prefixes of wrappers, such as ``module.`` and ``_orig_mod.``,
+    are removed. Nothing in the file is executed. The memory depends on the size of the file, not on the sizes that
+    the file claims.
 
     Args:
         path: A local file, or an http(s) address, which is downloaded once to torch's hub cache.

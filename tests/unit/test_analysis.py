@@ -26,7 +26,7 @@ from mmvitzoo.models.backbones.base import Backbone
 from mmvitzoo.models.backbones.mpvit import FactorizedAttention
 from mmvitzoo.models.backbones.mvitv2 import PoolingAttention
 from mmvitzoo.models.backbones.scalablevit import ScalableAttention, WindowAttention
-from mmvitzoo.models.layers import pad_to_multiple, rel_pos_attention_flash
+from mmvitzoo.models.layers import pad_to_multiple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'docs' / 'seeing_inside.md').read_text()
@@ -253,7 +253,7 @@ def test_count_flops_leaves_the_model_unchanged():
         after = model(random_image())
     assert sum(flops.values()) > 1e6 and all(torch.equal(x, y) for x, y in zip(before, after))
     assert [parameter.requires_grad for parameter in model.parameters()] == trained
-    assert model.blocks[0].attn.rel_pos_attention is rel_pos_attention_flash
+    assert model.blocks[0].attn.rel_pos_kernel is None
     assert torch.backends.mha.get_fastpath_enabled()
 
 

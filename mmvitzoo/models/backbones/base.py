@@ -1,14 +1,17 @@
 """Contract of every backbone of this package."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+import torch
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import init_transformer_weights
+from ..layers.padding import ceil_div
 
-MIN_SIZE = 32
+# torch.fx records a call of a wrapped function instead of tracing its branches on sizes.
+torch.fx.wrap('check_image')
 
 
 class AttentionLayer(NamedTuple):
@@ -41,22 +44,26 @@ class AttentionLayer(NamedTuple):
 class Backbone(BaseModule):
     """Arguments, freezing and initialization that all families share.
 
-    A family sets :attr:`arch_zoo` and :attr:`family`, builds its modules, implements :meth:`stages_to_freeze`,
-    ``forward``, ``get_layer_depth`` and :meth:`attention_layers`, and ends its constructor with ``self.freeze()``.
+    A family sets :attr:`arch_zoo` and :attr:`family`, builds its modules and ends its constructor with
+    ``self.finish_init()``. It implements :meth:`stage_maps`, :meth:`stages_to_freeze`, :meth:`get_layer_depth` and, for
+    analysis and converters, :meth:`attention_layers` and :meth:`infer_cfg`.
 
     Args:
         arch: Name of a variant in :attr:`arch_zoo`, or a dict with the same keys as one.
         num_outputs: Number of maps that the family can return.
-        out_indices: Indices of the maps that ``forward`` returns, in increasing order. What comes after the last one
-            is not built.
+        out_indices: Indices of the maps that ``forward`` returns, in increasing order, or one index. Negative ones
+            count from the end. What comes after the last one is not built.
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1); it increases linearly from 0.
         frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages.
         norm_eval: Keep every BatchNorm in eval mode during training.
         init_cfg: Initialization config of MMEngine. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes
             checkpoints of the authors and of other libraries as well as converted ones.
+        pretrained: Path or address of a checkpoint, short for the ``init_cfg`` above. Configs of MMSegmentation set it.
 
     Attributes:
         family: Name of the family, such as ``'mpvit'``.
+        embed_dims: Channels, or those of each stage; as in the arch.
+        num_layers: Number of blocks, or that of each stage; as in the arch.
         arch_zoo: Published variants by name.
         out_channels: Channels of every map that the family can return.
         strides: Strides of these maps in pixels.
@@ -86,12 +93,25 @@ class Backbone(BaseModule):
         frozen_stages: int,
         norm_eval: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
+        pretrained: Optional[str] = None,
     ):
+        configs = init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]
+        if not all(isinstance(config, dict) for config in configs):
+            self._fail(f'init_cfg is a dict, a list of dicts or None, got {init_cfg!r}')
+        if pretrained is not None:
+            if init_cfg or not isinstance(pretrained, str):
+                self._fail(f'pretrained is a path or address, without init_cfg beside it, got {pretrained!r}')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
         self.arch = self._resolve_arch(arch)
-        if isinstance(out_indices, int):
-            out_indices = (out_indices,)
-        self._check_increasing('out_indices', out_indices, range(num_outputs))
+        self.embed_dims, self.num_layers = self.arch['embed_dims'], self.arch['num_layers']
+        indices = (out_indices,) if isinstance(out_indices, int) else out_indices
+        if isinstance(indices, Sequence) and all(isinstance(i, int) for i in indices):
+            indices = [i + num_outputs if i < 0 else i for i in indices]
+        else:
+            self._fail(f'out_indices is a sequence of numbers or one number, got {out_indices!r}')
+        self._check_increasing('out_indices', indices, range(num_outputs))
+        out_indices = indices
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             self._fail(f'drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}')
         if frozen_stages not in range(-1, out_indices[-1] + 2):
@@ -99,6 +119,7 @@ class Backbone(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.no_norm = nn.Identity()
 
     def _resolve_arch(self, arch: Union[str, Dict[str, Any]]) -> Dict[str, Any]:
         if isinstance(arch, dict):
@@ -145,16 +166,15 @@ class Backbone(BaseModule):
         return tuple(sides)
 
     def check_input(self, x: Tensor) -> None:
-        """Refuses images that no family takes.
+        """Refuses images that the backbone does not take.
 
         Args:
-            x: Images, (B, 3, H, W), H and W of at least 32 pixels.
+            x: Images, (B, 3, H, W), H and W at least one patch.
 
         Raises:
-            ValueError: ``x`` has another shape.
+            ValueError: ``x`` has another shape. Or BatchNorm trains and has one value per channel to normalize.
         """
-        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
-            self._fail(f'input is (B, 3, H, W) with H and W of at least {MIN_SIZE} pixels, got {tuple(x.shape)}')
+        check_image(x, self._get_name(), self.strides[0], self.strides[self.out_indices[-1]] if self.norm_trains else 0)
 
     def check_conversion(self, result: Any) -> None:
         """Refuses weights that fit by name and shape but mean something else here.
@@ -165,6 +185,110 @@ class Backbone(BaseModule):
         Raises:
             ValueError: The message says which model the weights belong to.
         """
+
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
+        """Yields the output of each stage, or of each block of a plain backbone, before its output norm.
+
+        Args:
+            x: Images, (B, 3, H, W).
+
+        Yields:
+            Map of (B, H', W', C), and the prefix tokens of (B, P, C) or None.
+        """
+        raise NotImplementedError
+
+    def output_norm(self, index: int) -> nn.Module:
+        """Returns the norm of the map with this index, or an identity."""
+        return getattr(self, f'norm{index}', self.no_norm)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Computes the maps in ``out_indices``.
+
+        Args:
+            x: Images, (B, 3, H, W), H and W at least one patch.
+
+        Returns:
+            For each index i a contiguous map of (B, ``out_channels[i]``, H_i, W_i); H_i and W_i are H and W divided
+            by ``strides[i]``, rounded up.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+        self.check_input(x)
+        outs = []
+        for i, (y, _) in enumerate(self.stage_maps(x)):
+            if i in self.out_indices:
+                # Contiguous: operators such as RoIAlign read the memory of a map as if it were.
+                outs.append(self.output_norm(i)(y).permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Union[int, Sequence[int], None] = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Computes maps of any stages or blocks that are built, as timm's method of this name does.
+
+        Args:
+            x: Images, (B, 3, H, W), H and W at least one patch.
+            indices: Indices of the maps; a number n takes the last n, None takes all.
+            return_prefix_tokens: Return pairs of a map and its prefix tokens, (B, P, C), where the model has any.
+            norm: Apply the output norms.
+            stop_early: Stop after the last of ``indices``.
+            output_fmt: ``'NCHW'`` or ``'NHWC'``.
+            intermediates_only: Return the list of maps alone.
+
+        Returns:
+            The final features with their norm, and the list of maps. Features are a map, or (B, P + H * W, C) with
+            prefix tokens.
+
+        Raises:
+            ValueError: An index is not built, or the format is another one.
+        """
+        if output_fmt not in ('NCHW', 'NHWC'):
+            self._fail(f"output_fmt is 'NCHW' or 'NHWC', got {output_fmt!r}")
+        built = self.out_indices[-1] + 1
+        if isinstance(indices, int):
+            indices = range(built - indices, built)
+        wanted = list(range(built)) if indices is None else [i + built if i < 0 else i for i in indices]
+        self._check_increasing('indices', wanted, range(built))
+        self.check_input(x)
+
+        def layout(y: Tensor) -> Tensor:
+            return y.permute(0, 3, 1, 2).contiguous() if output_fmt == 'NCHW' else y
+
+        maps: List[Any] = []
+        for i, (y, prefix) in enumerate(self.stage_maps(x)):
+            output_norm = self.output_norm(i)
+            if i in wanted:
+                tokens = prefix
+                if norm:
+                    y_out, tokens = output_norm(y), None if prefix is None else output_norm(prefix)
+                else:
+                    y_out = y
+                maps.append((layout(y_out), tokens) if return_prefix_tokens and prefix is not None else layout(y_out))
+            if i == wanted[-1] and (stop_early or intermediates_only):
+                break
+        if intermediates_only:
+            return maps
+        if prefix is None:
+            return layout(output_norm(y)), maps
+        return output_norm(torch.cat([prefix, y.flatten(1, 2)], 1)), maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switches activation checkpointing of all blocks, as timm's method of this name does.
+
+        Args:
+            enable: Value of ``with_cp``.
+        """
+        for module in self.modules():
+            if hasattr(module, 'with_cp'):
+                module.with_cp = enable
 
     def attention_layers(self) -> List[AttentionLayer]:
         """Returns the attention layers of all blocks in order, for analysis.
@@ -191,6 +315,13 @@ class Backbone(BaseModule):
         """Returns the parts of the stem and of each stage that is built, in the order of ``frozen_stages``."""
         raise NotImplementedError
 
+    def finish_init(self) -> None:
+        """Freezes what ``frozen_stages`` and ``norm_eval`` say; to be called at the end of the constructor."""
+        for parameter in self.parameters():
+            if parameter.dim() == 4 and 1 in parameter.shape:
+                keep_grad_strides(parameter)
+        self.freeze()
+
     def freeze(self) -> None:
         """Freezes the first ``frozen_stages`` stages and keeps BatchNorm in eval mode if ``norm_eval``."""
         for parts in self.stages_to_freeze()[: self.frozen_stages + 1]:
@@ -202,6 +333,7 @@ class Backbone(BaseModule):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+        self.norm_trains = any(isinstance(x, nn.BatchNorm2d) and x.training for x in self.modules())
 
     def train(self, mode: bool = True) -> 'Backbone':
         """Sets the mode of all parts that are not frozen.
@@ -213,6 +345,7 @@ class Backbone(BaseModule):
             The backbone itself, as ``nn.Module.train`` does.
         """
         super().train(mode)
+        self.norm_trains = False
         if mode:
             self.freeze()
         return self
@@ -224,6 +357,9 @@ class Backbone(BaseModule):
             FileNotFoundError: The checkpoint does not exist.
             CheckpointError: The checkpoint does not fit, see :func:`mmvitzoo.checkpoints.load_pretrained`.
         """
+        if self.is_init:
+            super().init_weights()  # warns, as every BaseModule does
+            return
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
         pretrained = [config for config in configs if config.get('type') in ('Pretrained', PretrainedInit)]
         if pretrained:
@@ -232,9 +368,8 @@ class Backbone(BaseModule):
             load_pretrained(self, pretrained[-1]['checkpoint'], pretrained[-1].get('prefix'))
             self.is_init = True
             return
-        initialized = self.is_init
         super().init_weights()
-        if not initialized and not self.init_cfg:
+        if not self.init_cfg:
             self.apply(self.init_module)
 
     @classmethod
@@ -251,6 +386,39 @@ class Backbone(BaseModule):
             ValueError: A weight is missing or misshapen, or the shapes are those of no variant.
         """
         raise NotImplementedError
+
+
+def check_image(x: Tensor, name: str, min_size: int, stride: int) -> None:
+    """Raises ValueError unless ``x`` is (B, 3, H, W).
+
+    Args:
+        x: Images.
+        name: Name of the backbone for the message.
+        min_size: Minimum of H and W in pixels.
+        stride: Stride of the last map, where BatchNorm needs more than one value; 0 if none trains.
+    """
+    if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] < min_size or x.shape[3] < min_size:
+        raise ValueError(
+            f'{name}: input is (B, 3, H, W) with H and W of at least {min_size} pixels, got {tuple(x.shape)}'
+        )
+    if stride and x.shape[0] * ceil_div(x.shape[2], stride) * ceil_div(x.shape[3], stride) == 1:
+        raise ValueError(
+            f'{name}: the last map of one image of {x.shape[2]} x {x.shape[3]} pixels is 1 x 1, where BatchNorm cannot '
+            'train; use larger images, more images in a batch, or norm_eval=True'
+        )
+
+
+def keep_grad_strides(parameter: nn.Parameter) -> None:
+    """Gives gradients of a parameter its strides also in dimensions of size 1.
+
+    Gradients of channels-last convolutions have other strides there, at which DDP warns and copies.
+    """
+    stride = parameter.stride()
+
+    def set_strides(grad: Tensor) -> Tensor:
+        return grad.as_strided(grad.shape, stride) if grad.is_contiguous() else grad
+
+    parameter.register_hook(set_strides)
 
 
 def drop_path_rates(drop_path_rate: float, num_layers: int) -> List[float]:

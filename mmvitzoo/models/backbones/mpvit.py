@@ -12,7 +12,7 @@ that no copy is needed in between.
 """
 
 from itertools import islice
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from einops import rearrange
@@ -22,8 +22,11 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import ConvRelativePosition, DepthwiseConv, split_heads
+from ..layers import ConvRelativePosition, DepthwiseConv, at_least_float32, split_heads
 from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, match_variant, weight_shape
+
+# torch.fx records a call of a wrapped function instead of tracing its branches.
+torch.fx.wrap('factorized_attention')
 
 NUM_STAGES = 4
 # Of 8 heads, 2 have relative positions by kernels of 3 x 3, 3 by 5 x 5 and 3 by 7 x 7.
@@ -49,12 +52,7 @@ class FactorizedAttention(nn.Module):
     def forward(self, x: Tensor, crpe: nn.Module) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); ``crpe`` is shared by the blocks of the encoder, which owns it."""
         q, k, v = self.qkv(x).chunk(3, -1)  # (B, H, W, C)
-        # float32: over many tokens the softmax is smaller than half precision can represent.
-        with torch.autocast(x.device.type, enabled=False):
-            k = split_heads(k.flatten(1, 2).float().softmax(1), NUM_HEADS)  # (B, heads, N, head_dim)
-            context = self.scale * (k.transpose(2, 3) @ split_heads(v.float(), NUM_HEADS))
-        content = split_heads(q, NUM_HEADS) @ context.to(q.dtype)
-        content = rearrange(content, 'b heads (h w) c -> b h w (heads c)', h=x.shape[1])
+        content = factorized_attention(q, k, v, self.scale)
         return self.proj(torch.addcmul(content, q, crpe(v)))
 
     def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
@@ -71,6 +69,16 @@ class FactorizedAttention(nn.Module):
         q, k, _ = (y.flatten(1, 2) for y in self.qkv(x).chunk(3, -1))
         q, k = split_heads(q, NUM_HEADS), split_heads(k.softmax(1), NUM_HEADS)
         return self.scale * (k @ q[:, :, token, :, None])[0, ..., 0]
+
+
+def factorized_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``q @ (softmax(k)^T @ v) * scale`` in each head, the softmax over tokens; all are (B, H, W, C)."""
+    # At least float32: over many tokens the softmax is smaller than half precision can represent.
+    with torch.autocast(q.device.type, enabled=False):
+        k = split_heads(at_least_float32(k.flatten(1, 2)).softmax(1), NUM_HEADS)  # (B, heads, N, head_dim)
+        context = scale * (k.transpose(2, 3) @ split_heads(at_least_float32(v), NUM_HEADS))
+    content = split_heads(q, NUM_HEADS) @ context.to(q.dtype)
+    return rearrange(content, 'b heads (h w) c -> b h w (heads c)', h=q.shape[1])
 
 
 class PathBlock(nn.Module):
@@ -199,6 +207,7 @@ class MPViT(Backbone):
         norm_eval: Keep every BatchNorm in eval mode during training.
         with_cp: Use activation checkpointing of transformer blocks in training.
         init_cfg: Initialization config of MMEngine.
+        pretrained: Path or address of a checkpoint, short for ``init_cfg``.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -237,8 +246,9 @@ class MPViT(Backbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
+        pretrained: Optional[str] = None,
     ):
-        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, norm_eval, init_cfg)
+        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, norm_eval, init_cfg, pretrained)
         for key, values in self.arch.items():
             self._check_stages(key, values, NUM_STAGES, (int, float) if key == 'mlp_ratios' else int)
         dims = tuple(self.arch['embed_dims'])
@@ -265,7 +275,7 @@ class MPViT(Backbone):
             )
             for i in range(self.out_indices[-1] + 1)
         )
-        self.freeze()
+        self.finish_init()
 
     def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
         return [[self.stem], *([stage] for stage in self.stages)]
@@ -282,28 +292,11 @@ class MPViT(Backbone):
                     layers.append(AttentionLayer(first + block, i, f'path {side} x {side}', attn, stride, stride))
         return layers
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Computes the maps of the stages in ``out_indices``.
-
-        Args:
-            x: Images, (B, 3, H, W), H and W of at least 32 pixels.
-
-        Returns:
-            For each stage i a contiguous map of (B, ``out_channels[i]``, H_i, W_i); H_i and W_i are H and W divided
-            by 4, 8, 16 or 32, rounded up.
-
-        Raises:
-            ValueError: ``x`` has another shape.
-        """
-        self.check_input(x)
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, None]]:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        outs = []
-        for i, stage in enumerate(self.stages):
+        for stage in self.stages:
             x = stage(x)
-            if i in self.out_indices:
-                # Operators of mmcv, such as RoIAlign, read the memory of a map as if it were contiguous.
-                outs.append(x.contiguous())
-        return tuple(outs)
+            yield x.permute(0, 2, 3, 1), None
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         # Parallel blocks share a depth. Patch embedding, local branch and position encodings belong to the first block

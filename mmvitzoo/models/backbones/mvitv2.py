@@ -6,15 +6,15 @@ Four stages, each with half the resolution and twice the channels of the one bef
 values with strided depthwise convolutions. The first block of a stage pools its queries to the resolution of the stage.
 Scores have decomposed relative positions, and pooled queries are added to the output of attention.
 
-A classifier attends globally. For dense prediction most blocks attend in windows, and the last block of each stage but
-the first globally. Both forms have the same parameters; loading a checkpoint interpolates the tables of relative
+A classifier attends globally. For dense prediction, blocks attend in windows, except the last block of stages 1, 2 and
+3, which is global. Both forms have the same parameters; loading a checkpoint interpolates the tables of relative
 positions.
 
 Maps are (B, H, W, C) between blocks.
 """
 
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,13 @@ from ..layers.padding import ceil_div
 from ..layers.rel_pos import concat_rel_pos
 from .base import AttentionLayer, Backbone, drop_path_rates, weight_shape
 
+# torch.fx records calls of wrapped functions instead of tracing their branches on sizes.
+for _function in ('max_pool', 'rearrange', 'window_partition', 'window_unpartition'):
+    torch.fx.wrap(_function)
+
 NUM_STAGES = 4
-# Window size and stride of keys and values by stage, in tokens of the stage.
+# By stage, in tokens of the block's input. The first block of stages 1 to 3 reads a map of the resolution of the stage
+# before, and takes the window of that stage.
 WINDOW_SIZES = (56, 28, 14, 7)
 STRIDES_KV = (4, 2, 1, 1)
 
@@ -53,8 +58,8 @@ class PoolingAttention(RelPosAttention):
         stride_q: Pooling stride of the queries, and so of the output.
         stride_kv: Pooling stride of keys and values.
         window_size: Side of the square windows in tokens of the input, a multiple of both strides; 0 is global
-            attention. Pooled maps that their windows do not divide are padded with zeros, which take part in
-            attention.
+            attention. Pooled queries, keys and values are padded with zeros to multiples of their windows. Padding is
+            not masked.
         input_size: (H, W) in tokens of the relative positions, see :class:`.RelPosAttention`.
     """
 
@@ -111,16 +116,16 @@ class PoolingAttention(RelPosAttention):
 
     def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
         """Returns the weights of one query, see :meth:`.Attention.attention_weights`."""
-        q, k, _ = self.pooled_qkv(x)
-        if self.window_size:
+        q, k, _ = self.pooled_qkv(x)  # (heads, Hq, Wq, head_dim) and (heads, H, W, head_dim), of one image
+        if self.window_size:  # (heads * windows, ...), of which one window of each head is taken
             q, k = (
                 window_partition(y, self.window_size // stride).unflatten(0, (self.num_heads, -1))[:, window]
                 for y, stride in ((q, self.stride_q), (k, self.stride_kv))
             )
-        rel_pos = self.rel_pos(q.shape[1:3], k.shape[1:3])
-        scale = q.shape[-1] ** -0.5
-        q, k = concat_rel_pos(q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], *rel_pos)  # (heads, 1, N, C)
-        return query_weights(q, k, token, scale)[:, 0]
+        rel_h, rel_w = self.gather_rel_pos(q.shape[1:3], k.shape[1:3])
+        scale = q.shape[-1] ** -0.5  # before channels are added
+        q, k = concat_rel_pos(q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], rel_h, rel_w)
+        return query_weights(q, k, token, scale)[:, 0]  # the heads are the batch here
 
 
 class PoolingBlock(nn.Module):
@@ -128,7 +133,7 @@ class PoolingBlock(nn.Module):
 
     Args:
         dim: Channels of the input.
-        attn_dim: Channels of the attention and behind it.
+        attn_dim: Channels of the output of attention and of the input of the MLP.
         out_dim: Channels of the output.
         drop_path: Stochastic depth rate.
         with_cp: Use activation checkpointing.
@@ -155,22 +160,22 @@ class PoolingBlock(nn.Module):
         self.mlp = Mlp(attn_dim, 4 * attn_dim, out_dim)
         # Shortcut projection for whichever half (attention or MLP) changes the width; never both do.
         self.shortcut_proj = None if dim == out_dim else nn.Linear(dim, out_dim)
-        self.dim_mul_in_attention = dim != attn_dim
+        self.attn_widens, self.mlp_widens = attn_dim != dim, out_dim != attn_dim
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C'), H' and W' are H and W divided by ``stride_q``, rounded up."""
 
         def inner_forward(x: Tensor) -> Tensor:
-            # If attention changes the width, its shortcut starts at the normalized input.
+            # The half that changes the width projects its normalized input for the shortcut.
             y = self.norm1(x)
-            shortcut = self.shortcut_proj(y) if self.dim_mul_in_attention else x
+            shortcut = self.shortcut_proj(y) if self.attn_widens else x
             if self.stride > 1:
                 shortcut = max_pool(shortcut, self.stride)
             x = shortcut + self.drop_path(self.attn(y))
             y = self.norm2(x)
-            mlp_widens = self.shortcut_proj is not None and not self.dim_mul_in_attention
-            return (self.shortcut_proj(y) if mlp_widens else x) + self.drop_path(self.mlp(y))
+            shortcut = self.shortcut_proj(y) if self.mlp_widens else x
+            return shortcut + self.drop_path(self.mlp(y))
 
         if self.with_cp and self.training:
             return checkpoint(inner_forward, x, use_reentrant=False)
@@ -202,17 +207,18 @@ class MViTv2(Backbone):
         img_size: Side in pixels, or (H, W), for which relative positions are learned. Images of other sizes
             interpolate them.
         out_indices: Stages from 0 to 3 whose maps are returned.
-        window_attention: Attend in windows of 56, 28, 14 and 7 tokens by stage, but for the last block of stages 1, 2
-            and 3, whose keys and values are pooled twice as much in stages 1 and 2. This is the detection form. The
-            classification form, False, is slow for large images.
+        window_attention: Attend in windows of 56, 28, 14 and 7 tokens by stage: the detection form. The last block of
+            stages 1, 2 and 3 is global; in stages 1 and 2 it has twice the stride of keys and values. False is the
+            classification form: all blocks are global, which is slow for large images.
         dim_mul_in_attention: Double the channels in the attention of the first block of a stage instead of in the MLP
             of the block before. All published models do, except the large classifier trained on ImageNet-1k alone. If
-            False, the last map of each stage but the last has the width of the next stage.
+            False, the maps of stages 0, 1 and 2 have the channels of the next stage.
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         frozen_stages: -1 trains everything, 0 freezes the patch embedding, k also the first k stages with their
             output norms.
         with_cp: Use activation checkpointing in training.
         init_cfg: Initialization config of MMEngine.
+        pretrained: Path or address of a checkpoint, short for ``init_cfg``.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -249,35 +255,36 @@ class MViTv2(Backbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
+        pretrained: Optional[str] = None,
     ):
-        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, init_cfg=init_cfg)
+        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained)
         self._check_arch()
         img_size = self._check_size('img_size', img_size, least=32)
         dim, num_heads, num_layers = (self.arch[key] for key in ('embed_dims', 'num_heads', 'num_layers'))
         self.dim_mul_in_attention = dim_mul_in_attention
-        self.out_channels = tuple(
-            dim * 2 ** min(stage + (not dim_mul_in_attention), NUM_STAGES - 1) for stage in range(NUM_STAGES)
-        )
+        shift = 0 if dim_mul_in_attention else 1  # then the MLP at the end of a stage has doubled the channels
+        self.out_channels = tuple(dim * 2 ** min(stage + shift, NUM_STAGES - 1) for stage in range(NUM_STAGES))
         # First block of each stage, and the number of blocks.
         self.starts = (0, *self.arch['downscale_indices'], num_layers)
         self.patch_embed = OverlapPatchEmbed(3, dim, 7, 4)
         self.blocks = nn.ModuleList()
         rates = drop_path_rates(drop_path_rate, num_layers)
-        grid = tuple(ceil_div(side, 4) for side in img_size)  # tokens of the block's input
+        grid = tuple(ceil_div(side, 4) for side in img_size)  # (H, W) in tokens of the input of block i
         for i in range(self.starts[self.out_indices[-1] + 1]):
             stage = self._stage_of(i)
-            downsample, last = i > 0 and i in self.starts, i + 1 in self.starts
-            windowed = window_attention and not (last and stage > 0)
+            downsample, is_last = i > 0 and i in self.starts, i + 1 in self.starts
+            windowed = window_attention and not (is_last and stage > 0)
             stride_q = 2 if downsample else 1
             stride_kv = STRIDES_KV[stage]
-            if window_attention and last and stage in (1, 2):  # global attention of the detection form
+            if window_attention and is_last and stage in (1, 2):  # global attention of the detection form
                 stride_kv *= 2
             # A downsampling block partitions a map that still has the resolution of the stage before.
             window_size = WINDOW_SIZES[stage - 1 if downsample else stage] if windowed else 0
-            area = (window_size, window_size) if windowed else grid
-            num_heads *= stride_q
+            attn_grid = (window_size, window_size) if windowed else grid
+            if downsample:
+                num_heads *= 2
             attn_dim = 2 * dim if downsample and dim_mul_in_attention else dim
-            mlp_widens = not dim_mul_in_attention and last and stage + 1 < NUM_STAGES
+            mlp_widens = not dim_mul_in_attention and is_last and stage + 1 < NUM_STAGES
             out_dim = 2 * attn_dim if mlp_widens else attn_dim
             block = PoolingBlock(
                 dim,
@@ -290,14 +297,17 @@ class MViTv2(Backbone):
                 stride_kv=stride_kv,
                 window_size=window_size,
                 # The tables cover the finer of the pooled queries and keys.
-                input_size=tuple(ceil_div(side, min(stride_q, stride_kv)) for side in area),
+                input_size=tuple(ceil_div(side, min(stride_q, stride_kv)) for side in attn_grid),
             )
+            # As the paper; an init_cfg for layers does not change parameters of other modules.
+            trunc_normal_(block.attn.rel_pos_h, std=0.02)
+            trunc_normal_(block.attn.rel_pos_w, std=0.02)
             self.blocks.append(block)
             dim = out_dim
             grid = tuple(ceil_div(side, stride_q) for side in grid)
         for stage in self.out_indices:
             setattr(self, f'norm{stage}', nn.LayerNorm(self.out_channels[stage], eps=1e-6))
-        self.freeze()
+        self.finish_init()
 
     def _stage_of(self, block: int) -> int:
         return sum(block >= start for start in self.starts[1:-1])
@@ -312,21 +322,12 @@ class MViTv2(Backbone):
         self._check_increasing('downscale_indices', self.arch['downscale_indices'], blocks, NUM_STAGES - 1)
 
     def check_conversion(self, result: Any) -> None:
-        theirs = result.backbone_cfg.get('dim_mul_in_attention', True)
-        if result.family == 'mvitv2' and theirs != self.dim_mul_in_attention:
+        of_checkpoint = result.backbone_cfg.get('dim_mul_in_attention', True)
+        if of_checkpoint != self.dim_mul_in_attention:
             raise ValueError(
-                f'the checkpoint belongs to a model with dim_mul_in_attention={theirs}, '
+                f'the checkpoint belongs to a model with dim_mul_in_attention={of_checkpoint}, '
                 f'the model has dim_mul_in_attention={self.dim_mul_in_attention}'
             )
-
-    def init_weights(self) -> None:
-        """Loads the checkpoint of ``init_cfg``, or initializes as the authors do, relative positions included."""
-        fresh = not self.is_init and not self.init_cfg  # before `super` sets `is_init`
-        super().init_weights()
-        if fresh:
-            for block in self.blocks:
-                trunc_normal_(block.attn.rel_pos_h, std=0.02)
-                trunc_normal_(block.attn.rel_pos_w, std=0.02)
 
     def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
         stages = []
@@ -346,86 +347,95 @@ class MViTv2(Backbone):
             stride = q_stride
         return layers
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Computes the normalized maps of the stages in ``out_indices``.
-
-        Args:
-            x: Images, (B, 3, H, W), H and W of at least 32 pixels.
-
-        Returns:
-            For each stage a contiguous map of (B, C, H', W'). C is ``out_channels[stage]``, H' and W' are H and W
-            divided by 4, 8, 16 or 32, rounded up.
-
-        Raises:
-            ValueError: ``x`` has another shape.
-        """
-        self.check_input(x)
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, None]]:
         x = self.patch_embed(x)
-        outs = []
         for stage in range(self.out_indices[-1] + 1):
             for block in self.blocks[self.starts[stage] : self.starts[stage + 1]]:
                 x = block(x)
-            if stage in self.out_indices:
-                outs.append(getattr(self, f'norm{stage}')(x).permute(0, 3, 1, 2).contiguous())
-        return tuple(outs)
+            yield x, None
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         num_depths = self.arch['num_layers'] + 2
-        part, *rest = param_name[len(prefix) :].split('.')
-        if not param_name.startswith(prefix) or part.startswith('norm'):
+        if not param_name.startswith(prefix):
             return num_depths - 1, num_depths
-        return 0 if part == 'patch_embed' else int(rest[0]) + 1, num_depths
+        part, *rest = param_name[len(prefix) :].split('.')
+        if part.startswith('norm'):
+            return num_depths - 1, num_depths
+        depth = 0 if part == 'patch_embed' else int(rest[0]) + 1
+        return depth, num_depths
 
     @classmethod
     def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Infers the config; the output norms of earlier stages are taken as a sign of ``window_attention``."""
         starts = stage_starts(state_dict)
-        blocks = [re.match(r'blocks\.([0-9]+)\.', key) for key in state_dict]
-        num_layers = 1 + max((int(match[1]) for match in blocks if match), default=0)
-        ends = (*starts, num_layers)
+        arch = cls._infer_arch(state_dict, starts)
+        num_layers = arch['num_layers']
+        out_indices = tuple(stage for stage in range(NUM_STAGES) if f'norm{stage}.weight' in state_dict)
+        window_attention = out_indices not in ((), (NUM_STAGES - 1,))
+        cfg: Dict[str, Any] = dict(type=cls.__name__, arch=cls._match_arch(arch))
+        if window_attention:
+            cfg.update(window_attention=True, out_indices=out_indices)
+        if starts:
+            # If the MLP at the end of stage 0 widens, the norm before it is narrower than the one behind it.
+            before = weight_shape(state_dict, f'blocks.{starts[0] - 1}.norm2.weight', 1)
+            behind = weight_shape(state_dict, f'blocks.{starts[0]}.norm1.weight', 1)
+            if before != behind:
+                cfg['dim_mul_in_attention'] = False
+        size = infer_img_size(state_dict, starts, num_layers, window_attention)
+        if size not in (None, (224, 224)):
+            cfg['img_size'] = size[0] if size[0] == size[1] else size
+        return cfg, dict(window_attention=window_attention)
+
+    @staticmethod
+    def _infer_arch(state_dict: Dict[str, Tensor], starts: List[int]) -> Dict[str, Any]:
+        numbers = [int(match[1]) for match in (re.match(r'blocks\.([0-9]+)\.', key) for key in state_dict) if match]
         pool_shape = weight_shape(state_dict, 'blocks.0.attn.pool_q.weight', 4)
         proj_shape = weight_shape(state_dict, 'blocks.0.attn.proj.weight', 2)
         if proj_shape[0] % pool_shape[0]:
             raise ValueError(f'blocks.0.attn.pool_q and proj have weights of shapes {pool_shape} and {proj_shape}')
-        arch: Dict[str, Any] = dict(
+        return dict(
             embed_dims=weight_shape(state_dict, 'patch_embed.proj.weight', 4)[0],
-            num_layers=num_layers,
+            num_layers=1 + max(numbers, default=0),
             num_heads=proj_shape[0] // pool_shape[0],
             downscale_indices=tuple(starts),
         )
-        # A backbone that returns only early maps has no later stages.
+
+    @classmethod
+    def _match_arch(cls, arch: Dict[str, Any]) -> Union[str, Dict[str, Any]]:
+        """Returns the name of the published variant that begins with these blocks, or ``arch``."""
+        ends = (*arch['downscale_indices'], arch['num_layers'])  # fewer if only early maps are returned
         for name, variant in cls.arch_zoo.items():
             variant_ends = (*variant['downscale_indices'], variant['num_layers'])[: len(ends)]
             if variant_ends == ends and all(variant[key] == arch[key] for key in ('embed_dims', 'num_heads')):
-                arch = name
-                break
-        else:
-            if len(ends) < NUM_STAGES:
-                raise ValueError(f'blocks.{num_layers} is missing, and no published variant has these blocks')
-        out_indices = tuple(stage for stage in range(NUM_STAGES) if f'norm{stage}.weight' in state_dict)
-        windowed = out_indices not in ((), (NUM_STAGES - 1,))
-        cfg: Dict[str, Any] = dict(type=cls.__name__, arch=arch)
-        if windowed:
-            cfg.update(window_attention=True, out_indices=out_indices)
-        if starts:
-            widths = [
-                weight_shape(state_dict, f'blocks.{block}.norm{i}.weight', 1)
-                for block, i in ((starts[0] - 1, 2), (starts[0], 1))
-            ]
-            if widths[0] != widths[1]:
-                cfg['dim_mul_in_attention'] = False
-        # A table of length L is for (L + 1) / 2 tokens of the finer of queries and keys. In the classification form,
-        # block 0 has queries of stride 4: 111 entries are for 56 tokens, an image of 224 pixels. In the detection form,
-        # block 0 has the table of its window, but the last block is global, with queries of the stride of its stage.
-        # If this block also downsamples (stage 3 has one block), its keys have the finer stride of the stage before.
-        block, stride = (num_layers - 1, 4 * 2 ** len(starts)) if windowed and starts else (0, 4)
+                return name
+        if len(ends) < NUM_STAGES:
+            raise ValueError(f'blocks.{arch["num_layers"]} is missing, and no published variant has these blocks')
+        return arch
+
+
+def infer_img_size(
+    state_dict: Dict[str, Tensor], starts: List[int], num_layers: int, window_attention: bool
+) -> Optional[Tuple[int, int]]:
+    """Infers the image size from a global block's tables of relative positions; None if no block is global.
+
+    A table of length L is for (L + 1) / 2 tokens of the finer of queries and keys.
+
+    Args:
+        state_dict: Weights of a backbone, without a prefix.
+        starts: First block of each stage but the first.
+        num_layers: Number of blocks.
+        window_attention: Form of the model.
+    """
+    if not window_attention:
+        block, stride = 0, 4  # queries of stride 4
+    elif not starts:
+        return None  # stage 0 alone attends in windows
+    else:
+        block, stride = num_layers - 1, 4 * 2 ** len(starts)  # the last block is global
         if block in starts and len(starts) == NUM_STAGES - 1:
-            stride //= 2
-        lengths = [weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] for axis in 'hw']
-        size = tuple(stride * (length + 1) // 2 for length in lengths)
-        if size != (224, 224) and not (windowed and not starts):
-            cfg['img_size'] = size[0] if size[0] == size[1] else size
-        return cfg, dict(window_attention=windowed)
+            stride //= 2  # it also downsamples: its keys have the finer stride of stage 2
+    lengths = [weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] for axis in 'hw']
+    return tuple(stride * (length + 1) // 2 for length in lengths)
 
 
 def stage_starts(state_dict: Dict[str, Tensor]) -> List[int]:

@@ -12,9 +12,11 @@ the border are clipped), and each returned map has a LayerNorm of its own.
 Maps are (B, H, W, C) between blocks.
 """
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
+import torch
 import torch.nn.functional as F
+from einops import rearrange
 from mmengine.registry import MODELS
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
@@ -32,6 +34,18 @@ from ..layers import (
 )
 from ..layers.attention import query_weights
 from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, match_variant, weight_shape
+
+# torch.fx records calls of wrapped functions instead of tracing their branches on sizes.
+for _function in (
+    'pad_to_multiple',
+    'rearrange',
+    'sdpa',
+    'split_heads',
+    'window_mask',
+    'window_partition',
+    'window_unpartition',
+):
+    torch.fx.wrap(_function)
 
 NUM_STAGES = 4
 
@@ -59,9 +73,10 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x)
         local = self.local_interaction(qkv.chunk(3, -1)[2])
         qkv = window_partition(qkv, self.window_size)  # (B * windows, window_size, window_size, 3 * C)
-        q, k, v = (split_heads(y, self.num_heads) for y in qkv.chunk(3, -1))  # (B * windows, heads, N, head_dim)
+        q, k, v = qkv.chunk(3, -1)
+        q, k, v = (split_heads(y, self.num_heads) for y in (q, k, v))  # (B * windows, heads, N, head_dim)
         y = sdpa(q, k, v, mask=window_mask(size, self.window_size, x.shape[0], x.device))
-        y = y.transpose(1, 2).reshape(*qkv.shape[:-1], -1)
+        y = rearrange(y, 'b heads (h w) c -> b h w (heads c)', h=self.window_size)
         return self.proj(window_unpartition(y, size) + local)
 
     def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
@@ -175,6 +190,7 @@ class ScalableViT(Backbone):
             their output norms.
         with_cp: Use activation checkpointing in training.
         init_cfg: Initialization config of MMEngine.
+        pretrained: Path or address of a checkpoint, short for ``init_cfg``.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -224,8 +240,9 @@ class ScalableViT(Backbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
+        pretrained: Optional[str] = None,
     ):
-        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, init_cfg=init_cfg)
+        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained)
         self._check_arch()
         self._check_number('window_size', window_size)
         dims, num_layers = self.arch['embed_dims'], self.arch['num_layers']
@@ -248,7 +265,7 @@ class ScalableViT(Backbone):
             self.pos_embeds.append(DepthwiseConv(dim, 3))  # PEG
             if stage in self.out_indices:
                 setattr(self, f'norm{stage}', nn.LayerNorm(dim, eps=1e-6))
-        self.freeze()
+        self.finish_init()
 
     def _check_arch(self) -> None:
         for key, values in self.arch.items():
@@ -287,31 +304,15 @@ class ScalableViT(Backbone):
                 layers.append(layer)
         return layers
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Computes the normalized maps of the stages in ``out_indices``.
-
-        Args:
-            x: Images, (B, 3, H, W), H and W of at least 32 pixels.
-
-        Returns:
-            For each stage a contiguous map of (B, ``embed_dims[stage]``, H', W'); H' and W' are H and W divided by
-            4, 8, 16 or 32, rounded up.
-
-        Raises:
-            ValueError: ``x`` has another shape.
-        """
-        self.check_input(x)
-        outs = []
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, None]]:
         for stage, blocks in enumerate(self.stages):
             x = self.patch_embeds[stage](x)  # (B, C, H, W) -> (B, H', W', C')
             for i, block in enumerate(blocks):
                 x = block(x)
                 if i == 0:
                     x = x + self.pos_embeds[stage](x)
-            if stage in self.out_indices:
-                outs.append(getattr(self, f'norm{stage}')(x).permute(0, 3, 1, 2).contiguous())
+            yield x, None
             x = x.permute(0, 3, 1, 2)
-        return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         # Later patch embeddings and position encodings belong to the first block of their stage.

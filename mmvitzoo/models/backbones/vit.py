@@ -12,7 +12,7 @@ Maps are (B, H, W, C) between blocks. With a class token, tokens are (B, 1 + H *
 
 import math
 from collections import Counter
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -24,6 +24,11 @@ from torch.utils.checkpoint import checkpoint
 from ..layers import Attention, LayerNorm2d, PatchEmbed, init_linear_weights, resize_pos_embed
 from ..layers.padding import ceil_div
 from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, weight_shape
+
+# torch.fx records a call of a wrapped function instead of tracing its branches on sizes.
+torch.fx.wrap('resize_pos_embed')
+
+OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')
 
 
 class ResidualConv(nn.Sequential):
@@ -81,10 +86,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        self.residual = ResidualConv(dim) if residual else nn.Identity()
+        self.residual = ResidualConv(dim) if residual else self.no_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) with plain attention."""
+        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions."""
 
         def inner_forward(x: Tensor) -> Tensor:
             x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -106,12 +111,16 @@ class PlainViT(Backbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'huge'``, or a dict of ``embed_dims``,
             ``num_layers``, ``num_heads`` and ``mlp_ratio``.
-        img_size: Side in pixels, or (H, W), for which positions are learned. Images of other sizes interpolate them.
-        pretrain_img_size: Side in pixels, or (H, W), of the absolute positions, if it differs from that of the relative
-            ones. ViTDet keeps the absolute positions of the classifier that it starts from.
+        img_size: Side in pixels, or (H, W), for which the position embedding and the relative positions of global
+            blocks are learned. Both are interpolated for other images.
+        pretrain_img_size: Side in pixels, or (H, W), of the position embedding, if it is another; None is
+            ``img_size``. ViTDet keeps the position embedding of the classifier that it starts from.
         patch_size: Side of a patch in pixels.
         out_indices: Blocks whose maps are returned; None is the last.
-        out_type: ``'featmap'`` returns maps, ``'cls_token'`` class tokens of (B, C) for MMPretrain's linear head.
+        out_type: ``'featmap'`` returns maps; for MMPretrain's heads ``'cls_token'`` returns class tokens of (B, C),
+            ``'avg_featmap'`` means over the map with a norm of their own, ``fc_norm``, (B, C), and ``'raw'`` all
+            tokens, (B, N, C).
+        output_cls_token: Return pairs of a map and its class token, as MMSegmentation's DPT head expects.
         final_norm: Normalize the output of the very last block.
         with_cls_token: Use a class token.
         window_size: Side of the attention windows in tokens; 0 is global attention.
@@ -120,13 +129,14 @@ class PlainViT(Backbone):
         use_rel_pos: Add decomposed relative positions in every block.
         rel_pos_std: Standard deviation of the initial relative positions. Published models start from 0; a small
             model without pretraining learns sooner from 0.5.
-        rel_pos_scaled: Multiply the tables by the scaled query, see :class:`.Attention`. The converter folds the scale
-            into the tables, so converted weights need False. True is only for weights that were trained here with it.
+        rel_pos_scaled: See :class:`.Attention`. Leave False for converted checkpoints: the converter multiplies their
+            tables by the scale. True is for weights that were trained in this package with True.
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
-        frozen_stages: -1 trains everything, 0 freezes the patch embedding and positions, k also the first k blocks,
-            and with the last block the last norm.
+        frozen_stages: -1 freezes nothing, 0 the patch embedding, class token and position embedding, k also the first
+            k blocks. If all blocks are frozen, so is the last norm.
         with_cp: Use activation checkpointing in training.
         init_cfg: Initialization config of MMEngine.
+        pretrained: Path or address of a checkpoint, short for ``init_cfg``.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -149,7 +159,8 @@ class PlainViT(Backbone):
     }
 
     overlapping_patches = False
-    may_lack = (r'blocks\.\d+\.attn\.rel_pos_[hw]', r'blocks\.\d+\.residual\..+')
+    # Patterns of weights that a classifier lacks.
+    may_lack = (r'fc_norm\..+', r'blocks\.\d+\.attn\.rel_pos_[hw]', r'blocks\.\d+\.residual\..+')
     init_module = staticmethod(init_linear_weights)
 
     def __init__(
@@ -160,6 +171,7 @@ class PlainViT(Backbone):
         patch_size: int = 16,
         out_indices: Optional[Sequence[int]] = None,
         out_type: str = 'featmap',
+        output_cls_token: bool = False,
         final_norm: bool = True,
         with_cls_token: bool = True,
         window_size: int = 0,
@@ -172,16 +184,19 @@ class PlainViT(Backbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
+        pretrained: Optional[str] = None,
     ):
         arch = self._resolve_arch(arch)  # also here, for the default of out_indices
         self._check_arch(arch)
         num_layers, dim = arch['num_layers'], arch['embed_dims']
         out_indices = (num_layers - 1,) if out_indices is None else out_indices
-        super().__init__(arch, num_layers, out_indices, drop_path_rate, frozen_stages, init_cfg=init_cfg)
-        if out_type not in ('featmap', 'cls_token'):
-            self._fail(f"out_type is 'featmap' or 'cls_token', got {out_type!r}")
-        if out_type == 'cls_token' and not with_cls_token:
-            self._fail("out_type='cls_token' needs with_cls_token=True")
+        super().__init__(arch, num_layers, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained)
+        if out_type not in OUT_TYPES:
+            self._fail(f'out_type is one of {", ".join(OUT_TYPES)}, got {out_type!r}')
+        if not with_cls_token and (out_type == 'cls_token' or output_cls_token):
+            self._fail("out_type='cls_token' and output_cls_token need with_cls_token=True")
+        if output_cls_token and out_type != 'featmap':
+            self._fail(f"output_cls_token needs out_type='featmap', got {out_type!r}")
         if with_cls_token and (window_size or use_rel_pos or residual_block_indexes):
             self._fail(
                 'window_size, use_rel_pos and residual_block_indexes need with_cls_token=False: '
@@ -201,6 +216,7 @@ class PlainViT(Backbone):
         pretrain_img_size = self._check_size('pretrain_img_size', pretrain_img_size or img_size)
 
         self.out_type = out_type
+        self.output_cls_token = output_cls_token
         self.rel_pos_scaled = rel_pos_scaled
         self.with_cls_token = with_cls_token
         self.out_channels = (dim,) * num_layers
@@ -227,7 +243,9 @@ class PlainViT(Backbone):
             self.blocks.append(block)
         has_norm = final_norm and len(self.blocks) == num_layers
         self.norm = nn.LayerNorm(dim, eps=1e-6) if has_norm else nn.Identity()
-        self.freeze()
+        if out_type == 'avg_featmap':
+            self.fc_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.finish_init()
 
     def _check_arch(self, arch: Dict[str, Any]) -> None:
         for key in ('embed_dims', 'num_layers', 'num_heads'):
@@ -250,8 +268,9 @@ class PlainViT(Backbone):
         return Block(self.arch['embed_dims'], self.arch['num_heads'], self.arch['mlp_ratio'], **kwargs)
 
     def check_conversion(self, result: Any) -> None:
-        foreign = result.family == 'plainvit' and result.source != 'mmvitzoo'
-        if self.rel_pos_scaled and foreign and any('rel_pos' in key for key in result.backbone):
+        # The scale is not folded into the tables of ViTAE, a subclass.
+        is_folded = result.family == 'plainvit' and result.source != 'mmvitzoo'
+        if self.rel_pos_scaled and is_folded and any('rel_pos' in key for key in result.backbone):
             raise ValueError(
                 f'relative positions of the {result.source} layout are converted for rel_pos_scaled=False, '
                 'the model has rel_pos_scaled=True'
@@ -266,18 +285,17 @@ class PlainViT(Backbone):
     def attention_layers(self) -> List[AttentionLayer]:
         layers = []
         for i, block in enumerate(self.blocks):
-            stride, window = self.strides[0], block.attn.window_size
-            attn_type = 'window' if window else 'global'
+            stride, window_size = self.strides[0], block.attn.window_size
             layers.append(
                 AttentionLayer(
-                    i,
-                    4 * i // len(self.blocks),
-                    attn_type,
-                    block.attn,
-                    stride,
-                    stride,
-                    window * stride,
-                    int(self.with_cls_token),
+                    block=i,
+                    stage=4 * i // len(self.blocks),
+                    attn_type='window' if window_size else 'global',
+                    attn=block.attn,
+                    q_stride=stride,
+                    k_stride=stride,
+                    window_size=window_size * stride,
+                    num_prefix_tokens=int(self.with_cls_token),
                 )
             )
         return layers
@@ -291,71 +309,89 @@ class PlainViT(Backbone):
         cls_token = self.cls_token + self.pos_embed[:, :1]
         return torch.cat([cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], 1)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Computes the maps, or class tokens, of the blocks in ``out_indices``.
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
+        x = self.patch_embed(x)  # (B, H', W', C)
+        size = x.shape[1:3]
+        x = self._pos_embed(x)  # (B, H', W', C), or (B, 1 + H' * W', C) with a class token
+        for block in self.blocks:
+            x = block(x)
+            yield (x[:, 1:].unflatten(1, size), x[:, :1]) if self.with_cls_token else (x, None)
+
+    def output_norm(self, index: int) -> nn.Module:
+        """Returns the last norm for the very last block, and an identity for others."""
+        return self.norm if index == self.arch['num_layers'] - 1 else self.no_norm
+
+    def forward(self, x: Tensor) -> Tuple[Union[Tensor, Tuple[Tensor, Tensor]], ...]:
+        """Computes the maps, tokens or means of the blocks in ``out_indices``.
 
         Args:
-            x: Images, (B, 3, H, W), H and W of at least 32 pixels.
+            x: Images, (B, 3, H, W), H and W at least one patch.
 
         Returns:
             For each index a contiguous map of (B, ``embed_dims``, H', W'); H' and W' are H and W divided by
-            ``patch_size``, rounded up. With ``out_type='cls_token'`` the token, (B, ``embed_dims``).
+            ``patch_size``, rounded up. Other features, or a map with its class token, if ``out_type`` or
+            ``output_cls_token`` asks for them.
 
         Raises:
             ValueError: ``x`` has another shape.
         """
         self.check_input(x)
-        x = self.patch_embed(x)  # (B, H', W', C)
-        size = x.shape[1:3]
-        x = self._pos_embed(x)  # (B, H', W', C), or (B, 1 + H' * W', C) with a class token
         outs = []
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in self.out_indices:
-                out = self.norm(x) if i == self.arch['num_layers'] - 1 else x
-                if self.out_type == 'cls_token':
-                    outs.append(out[:, 0])
-                    continue
-                if self.with_cls_token:
-                    out = out[:, 1:].unflatten(1, size)
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
+        for i, (y, cls_token) in enumerate(self.stage_maps(x)):
+            if i not in self.out_indices:
+                continue
+            norm = self.output_norm(i)
+            if self.out_type == 'cls_token':
+                outs.append(norm(cls_token)[:, 0])
+            elif self.out_type == 'avg_featmap':
+                outs.append(self.fc_norm(norm(y).mean((1, 2))))
+            elif self.out_type == 'raw':
+                tokens = y.flatten(1, 2)
+                outs.append(norm(tokens if cls_token is None else torch.cat([cls_token, tokens], 1)))
+            else:
+                feature_map = norm(y).permute(0, 3, 1, 2).contiguous()
+                outs.append((feature_map, norm(cls_token)[:, 0]) if self.output_cls_token else feature_map)
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        # Residual convolutions, which no classifier has, belong to the last depth.
         num_depths = self.arch['num_layers'] + 2
-        part, *rest = param_name[len(prefix) :].split('.')
-        if not param_name.startswith(prefix) or part == 'norm' or 'residual' in rest:
+        if not param_name.startswith(prefix):
             return num_depths - 1, num_depths
-        return int(rest[0]) + 1 if part == 'blocks' else 0, num_depths
+        part, *rest = param_name[len(prefix) :].split('.')
+        # Residual convolutions, which no classifier has, belong to the last depth.
+        if part in ('norm', 'fc_norm') or 'residual' in rest:
+            return num_depths - 1, num_depths
+        depth = int(rest[0]) + 1 if part == 'blocks' else 0
+        return depth, num_depths
 
     @classmethod
     def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Infers the config.
 
-        Assumes, where nothing tells, the number of heads (see :func:`infer_plain_arch`), windows of 14 x 14 tokens
-        beside residual convolutions, and the grid nearest to a square for positions.
+        Assumes, where shapes do not tell, the number of heads (see :func:`infer_plain_arch`), four evenly spaced global
+        blocks, windows of 14 x 14 tokens beside residual convolutions, and the grid nearest to a square.
         """
         arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo)
-        with_cls_token = 'cls_token' in state_dict
+        num_layers, with_cls_token = arch['num_layers'], 'cls_token' in state_dict
         cfg = dict(
             type=cls.__name__,
             arch=next((name for name, variant in cls.arch_zoo.items() if variant == arch), arch),
             with_cls_token=with_cls_token,
             final_norm='norm.weight' in state_dict,
         )
-        residual = [block for block in range(arch['num_layers']) if f'blocks.{block}.residual.0.weight' in state_dict]
+        if 'fc_norm.weight' in state_dict:
+            cfg['out_type'] = 'avg_featmap'
+        residual = [block for block in range(num_layers) if f'blocks.{block}.residual.0.weight' in state_dict]
         if residual:
             cfg['residual_block_indexes'] = residual
-        img_grid = None
+        global_grid = None
         if 'blocks.0.attn.rel_pos_h' in state_dict:
-            cfg['use_rel_pos'] = True
-            window_size, global_blocks, img_grid = infer_attention_areas(
-                state_dict, arch['num_layers'], evenly=not residual
-            )
-            cfg['window_size'] = window_size
-            if img_grid in (None, (window_size, window_size)):  # all tables have one size
+            window_size, global_blocks, global_grid = infer_window_attention(state_dict, num_layers)
+            if global_grid is None:
+                if not residual and num_layers >= 4:
+                    global_blocks, global_grid = evenly_spaced(num_layers), (window_size, window_size)
                 assumed.update(window_size=window_size, global_attn_indexes=global_blocks)
+            cfg.update(use_rel_pos=True, window_size=window_size)
             if global_blocks:
                 cfg['global_attn_indexes'] = global_blocks
         elif residual:
@@ -363,51 +399,56 @@ class PlainViT(Backbone):
 
         num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - with_cls_token
         patch_size = weight_shape(state_dict, 'patch_embed.proj.weight', 4)[-1]
-        same_grid = img_grid is not None and math.prod(img_grid) == num_patches
-        grid = img_grid if same_grid else nearest_grid(num_patches)
-        img_grid = img_grid or grid
-        cfg['img_size'] = _pixels(img_grid, patch_size)
-        if grid != img_grid:
-            cfg['pretrain_img_size'] = _pixels(grid, patch_size)
-        if grid[0] != grid[1] and not same_grid:
-            name = 'img_size' if grid == img_grid else 'pretrain_img_size'
+        if global_grid is not None and math.prod(global_grid) == num_patches:
+            pos_embed_grid = global_grid
+        else:
+            pos_embed_grid = nearest_grid(num_patches)
+        cfg['img_size'] = _pixels(global_grid or pos_embed_grid, patch_size)
+        if global_grid not in (None, pos_embed_grid):
+            cfg['pretrain_img_size'] = _pixels(pos_embed_grid, patch_size)
+        if pos_embed_grid != global_grid and pos_embed_grid[0] != pos_embed_grid[1]:
+            name = 'img_size' if global_grid is None else 'pretrain_img_size'
             assumed[name] = cfg[name]
         if patch_size != 16:
             cfg['patch_size'] = patch_size
         return cfg, assumed
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Resizes positions of another square grid, and drops a class token that the model does not have."""
+        """Fits the position embedding of a checkpoint, and drops a class token that the model does not have."""
         if self.pos_embed is not None:  # None in ViTAE-S
             if self.cls_token is None and state_dict.pop(f'{prefix}cls_token', None) is not None:
                 print_log(f'{self._get_name()}: dropped the class token of the checkpoint', logger='current')
-            loaded: Optional[Tensor] = state_dict.get(f'{prefix}pos_embed')
-            if loaded is not None and loaded.dim() == 3 and loaded.shape[1] != self.pos_embed.shape[1]:
-                side = math.isqrt(loaded.shape[1])
-                num_prefix = loaded.shape[1] - side**2  # 1 with the position of a class token
-                if num_prefix in (0, 1) and num_prefix >= self.with_cls_token:
-                    pos_embed = resize_pos_embed(loaded[:, num_prefix:], (side, side), self.pos_embed_grid).flatten(
-                        1, 2
-                    )
-                    pos_embed = torch.cat([loaded[:, : int(self.with_cls_token)], pos_embed], 1)
-                    state_dict[f'{prefix}pos_embed'] = pos_embed
-                    if (side, side) != self.pos_embed_grid:
-                        grids = f'{side} x {side} to {self.pos_embed_grid[0]} x {self.pos_embed_grid[1]}'
-                        print_log(f'{self._get_name()}: resized positions from {grids}', logger='current')
+            self._fit_pos_embed(state_dict, f'{prefix}pos_embed')
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _fit_pos_embed(self, state_dict: Dict[str, Tensor], key: str) -> None:
+        """Resizes a square position embedding with another number of tokens, and drops the place of a class token."""
+        loaded = state_dict.get(key)
+        if loaded is None or loaded.dim() != 3 or loaded.shape[1] == self.pos_embed.shape[1]:
+            return
+        num_cls = int(self.with_cls_token)
+        side = math.isqrt(loaded.shape[1])
+        loaded_cls = loaded.shape[1] - side**2  # 1 if the file has the place of a class token
+        if loaded_cls not in (0, 1) or loaded_cls < num_cls:
+            return  # reported as a mismatch
+        patches = resize_pos_embed(loaded[:, loaded_cls:], (side, side), self.pos_embed_grid).flatten(1, 2)
+        state_dict[key] = torch.cat([loaded[:, :num_cls], patches], 1)  # (1, num_cls + H * W, C)
+        if (side, side) != self.pos_embed_grid:
+            grids = f'{side} x {side} to {self.pos_embed_grid[0]} x {self.pos_embed_grid[1]}'
+            print_log(f'{self._get_name()}: resized positions from {grids}', logger='current')
 
 
 def infer_plain_arch(
     state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]]
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Infers width, depth, heads and MLP ratio of plain blocks, and returns the assumed ones a second time.
+    """Infers width, depth, heads and MLP ratio of plain blocks; returns the arch and the values that are assumed.
 
-    Relative positions tell the number of heads. Without them, it is assumed to be that of a published variant, or the
-    one with heads of 64 channels or a little more.
+    The number of heads follows from the width of relative positions. Without them it is assumed: that of a published
+    variant, or else as many heads of at least 64 channels as divide the width.
     """
     num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
     hidden_dim, dim = weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
-    mlp_ratio = hidden_dim / dim
+    arch: Dict[str, Any] = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=hidden_dim / dim)
     assumed = {}
     if 'blocks.0.attn.rel_pos_h' in state_dict:
         head_dim = weight_shape(state_dict, 'blocks.0.attn.rel_pos_h', 2)[1]
@@ -415,37 +456,38 @@ def infer_plain_arch(
             raise ValueError(f'blocks.0.attn.rel_pos_h has {head_dim} channels, which do not divide {dim}')
         num_heads = dim // head_dim
     else:
-        known = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=mlp_ratio)
-        published = (variant['num_heads'] for variant in arch_zoo.values() if {**variant, **known} == variant)
-        nearest = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
-        num_heads = assumed['num_heads'] = next(published, nearest)
-    return dict(embed_dims=dim, num_layers=num_layers, num_heads=num_heads, mlp_ratio=mlp_ratio), assumed
+        published = (variant['num_heads'] for variant in arch_zoo.values() if arch.items() <= variant.items())
+        heads_of_64 = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
+        num_heads = assumed['num_heads'] = next(published, heads_of_64)
+    return dict(arch, num_heads=num_heads), assumed
 
 
-def infer_attention_areas(
-    state_dict: Dict[str, Tensor], num_layers: int, evenly: bool
+def infer_window_attention(
+    state_dict: Dict[str, Tensor], num_layers: int
 ) -> Tuple[int, Tuple[int, ...], Optional[Tuple[int, int]]]:
-    """Infers from relative positions where blocks attend: most in windows, the others to the whole image.
+    """Infers the form of attention from the tables of relative positions: most blocks attend in windows.
 
     Args:
         state_dict: Weights of a backbone, without a prefix.
         num_layers: Number of blocks.
-        evenly: Assume four evenly spaced global blocks if the tables of all blocks have one size.
 
     Returns:
-        Side of the windows in tokens, the global blocks, and the grid (H, W) of their tables: that of a window if the
-        blocks were assumed, None if there are none.
+        Side of the windows in tokens, the global blocks, and their grid (H, W). If the tables of all blocks have one
+        size, the last two are () and None.
     """
-    lengths = [
-        tuple(weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] for axis in 'hw')
+    grids = [  # (H, W) in tokens of each block
+        tuple((weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] + 1) // 2 for axis in 'hw')
         for block in range(num_layers)
     ]
-    length = Counter(lengths).most_common(1)[0][0][0]
-    global_blocks = tuple(block for block in range(num_layers) if lengths[block] != (length, length))
-    if not global_blocks and evenly and num_layers >= 4:
-        global_blocks = tuple((i + 1) * num_layers // 4 - 1 for i in range(4))
-    grid = tuple((x + 1) // 2 for x in lengths[global_blocks[0]]) if global_blocks else None
-    return (length + 1) // 2, global_blocks, grid
+    (grid, _), *_ = Counter(grids).most_common(1)
+    window_size = grid[0]
+    global_blocks = tuple(block for block in range(num_layers) if grids[block] != (window_size, window_size))
+    return window_size, global_blocks, grids[global_blocks[0]] if global_blocks else None
+
+
+def evenly_spaced(num_layers: int) -> Tuple[int, ...]:
+    """Returns the last block of each quarter, the global blocks of ViTDet."""
+    return tuple((i + 1) * num_layers // 4 - 1 for i in range(4))
 
 
 def nearest_grid(num_patches: int) -> Tuple[int, int]:

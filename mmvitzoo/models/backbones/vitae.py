@@ -20,9 +20,13 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import pad_to_multiple
+from ..layers import at_least_float32, pad_to_multiple
 from .base import weight_shape
-from .vit import Block, PlainViT, infer_attention_areas, infer_plain_arch, nearest_grid
+from .vit import Block, PlainViT, evenly_spaced, infer_plain_arch, infer_window_attention, nearest_grid
+
+# torch.fx records calls of wrapped functions instead of tracing their branches.
+torch.fx.wrap('pad_to_multiple')
+torch.fx.wrap('performer_attention')
 
 # Dilations, kernel size and stride of the three reduction cells.
 REDUCTIONS = (((1, 2, 3, 4), 7, 4), ((1, 2, 3), 3, 2), ((1, 2), 3, 2))
@@ -91,17 +95,23 @@ class PerformerAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C'), the values added."""
         k, q, v = self.kqv(self.norm(x)).chunk(3, -1)
-        # float32: exponentials of squares leave the range of half precision.
-        with torch.autocast(x.device.type, enabled=False):
-            k, q = self._feature_map(k.float()), self._feature_map(q.float())  # (B, N, m)
-            context = k.transpose(1, 2) @ v.float()  # (B, m, C')
-            total = q @ k.sum(1)[..., None]  # (B, N, 1)
-            y = q @ context / (total + 1e-8)
-        return v + self.proj(y.to(v.dtype))
+        return v + self.proj(performer_attention(q, k, v, self.random_features))
 
-    def _feature_map(self, x: Tensor) -> Tensor:
-        w = self.random_features.float()
+
+def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+    """Attention of (B, N, C) by random features w of (m, C), see :class:`PerformerAttention`."""
+
+    def feature_map(x: Tensor) -> Tensor:
         return torch.exp(x @ w.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(w))
+
+    dtype = v.dtype
+    # At least float32: exponentials of squares leave the range of half precision.
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, w = (at_least_float32(x) for x in (q, k, v, w))
+        q, k = feature_map(q), feature_map(k)  # (B, N, m)
+        context = k.transpose(1, 2) @ v  # (B, m, C)
+        total = q @ k.sum(1)[..., None]  # (B, N, 1)
+        return (q @ context / (total + 1e-8)).to(dtype)
 
 
 class ReductionCell(nn.Module):
@@ -211,6 +221,7 @@ class ViTAE(PlainViT):
         norm_eval: Keep every BatchNorm in eval mode during training.
         with_cp: Use activation checkpointing in training, but not for the convolutions.
         init_cfg: Initialization config of MMEngine.
+        pretrained: Path or address of a checkpoint, short for ``init_cfg``.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -258,6 +269,7 @@ class ViTAE(PlainViT):
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
+        pretrained: Optional[str] = None,
     ):
         arch = self._resolve_arch(arch)
         self.norm_cfg = norm_cfg  # before the constructor of PlainViT, which builds stem and blocks
@@ -275,6 +287,7 @@ class ViTAE(PlainViT):
             frozen_stages=frozen_stages,
             with_cp=with_cp,
             init_cfg=init_cfg,
+            pretrained=pretrained,
         )
         self.norm_eval = norm_eval
         self.freeze()
@@ -325,13 +338,13 @@ class ViTAE(PlainViT):
         is_assumed_grid = grid is not None and grid[0] != grid[1]
         global_blocks, is_told = (), False
         if 'blocks.0.attn.rel_pos_h' in state_dict:
-            window_size, global_blocks, rel_pos_grid = infer_attention_areas(
-                state_dict, arch['num_layers'], evenly=True
-            )
+            window_size, global_blocks, global_grid = infer_window_attention(state_dict, arch['num_layers'])
             cfg['window_size'] = window_size
-            is_told = rel_pos_grid not in (None, (window_size, window_size))
-            if rel_pos_grid:
-                grid, is_assumed_grid = rel_pos_grid, False
+            is_told = global_grid is not None
+            if not is_told and arch['num_layers'] >= 4:
+                global_blocks, global_grid = evenly_spaced(arch['num_layers']), (window_size, window_size)
+            if global_grid:
+                grid, is_assumed_grid = global_grid, False
         if name is None or (is_told and cls.arch_zoo[name]['global_attn_indexes'] != global_blocks):
             cfg['arch'] = dict(arch, global_attn_indexes=global_blocks)
         elif not is_told:

@@ -3,6 +3,7 @@
 from .attention import Attention, RelPosAttention, rel_pos_attention_flash, sdpa, split_heads
 from .conv import ConvRelativePosition, DepthwiseConv
 from .cpu import optimize_for_inference
+from .dtypes import at_least_float32
 from .init import init_linear_weights, init_transformer_weights
 from .norm import LayerNorm2d
 from .padding import pad_to_multiple
@@ -17,6 +18,7 @@ __all__ = [
     'OverlapPatchEmbed',
     'PatchEmbed',
     'RelPosAttention',
+    'at_least_float32',
     'init_linear_weights',
     'init_transformer_weights',
     'optimize_for_inference',

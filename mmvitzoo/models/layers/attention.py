@@ -1,6 +1,9 @@
-"""Multi-head attention whose memory is linear in the number of tokens, with or without relative positions."""
+"""Multi-head attention that never stores the N x N scores.
 
-from typing import Optional, Sequence, Tuple
+Decomposed relative positions lengthen queries and keys by H + W channels, see :mod:`.rel_pos`.
+"""
+
+from typing import Callable, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +14,20 @@ from torch import Tensor, nn
 from .rel_pos import concat_rel_pos, get_rel_pos, resize_rel_pos
 from .windows import window_partition, window_unpartition
 
+# torch.fx records calls of wrapped functions instead of tracing their branches on sizes.
+for _function in (
+    'get_rel_pos',
+    'rel_pos_attention_flash',
+    'sdpa',
+    'split_heads',
+    'window_partition',
+    'window_unpartition',
+):
+    torch.fx.wrap(_function)
+
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, ..., heads * C) -> (B, heads, N, C)."""
+    """(B, ..., heads * head_dim) -> (B, heads, N, head_dim), N the product of the sizes in between."""
     return rearrange(x, 'b ... (heads c) -> b heads (...) c', heads=num_heads)
 
 
@@ -82,19 +96,23 @@ def rel_pos_attention_flash(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_
 
 
 class RelPosAttention(nn.Module):
-    """Base of attention layers with optional relative positions.
+    """Base of attention layers: owns the tables of relative positions, if any, and chooses the kernel.
 
     Args:
         head_dim: Channels of a head.
-        input_size: (H, W) in tokens that the tables are learned for, of queries or keys, whichever are more. None
-            has no relative positions. Maps of other sizes interpolate the tables, and so does loading a
-            checkpoint with tables of other sizes.
+        input_size: (H, W) in tokens that the tables are learned for, the larger of query and key map. None disables
+            relative positions. Tables are interpolated for maps of other sizes, and when those of a checkpoint have
+            another length.
+
+    Attributes:
+        rel_pos_kernel: Function in place of :func:`rel_pos_attention_flash`, set by ``optimize_for_inference``.
     """
+
+    rel_pos_kernel: Optional[Callable[..., Tensor]] = None
 
     def __init__(self, head_dim: int, input_size: Optional[Tuple[int, int]]):
         super().__init__()
-        self.rel_pos_attention = rel_pos_attention_flash  # `optimize_for_inference` in cpu.py sets another kernel
-        self.rel_pos_scale = 1.0
+        self.rel_pos_scale = 1.0  # of the relative scores; applied to the embeddings, which is equivalent
         if input_size is None:
             self.rel_pos_h = self.rel_pos_w = None
         else:
@@ -102,8 +120,8 @@ class RelPosAttention(nn.Module):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * height - 1, head_dim))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * width - 1, head_dim))
 
-    def rel_pos(self, q_size: Sequence[int], k_size: Sequence[int]) -> Tuple[Tensor, Tensor]:
-        """Returns the relative positions of maps of (Hq, Wq) and (H, W): (Hq, H, C) and (Wq, W, C)."""
+    def gather_rel_pos(self, q_size: Sequence[int], k_size: Sequence[int]) -> Tuple[Tensor, Tensor]:
+        """Looks up the relative positions of maps of (Hq, Wq) and (H, W): (Hq, H, C) and (Wq, W, C)."""
         rel_h = get_rel_pos(q_size[0], k_size[0], self.rel_pos_h)
         rel_w = get_rel_pos(q_size[1], k_size[1], self.rel_pos_w)
         return self.rel_pos_scale * rel_h, self.rel_pos_scale * rel_w
@@ -112,7 +130,8 @@ class RelPosAttention(nn.Module):
         """Attention of (B, heads, N, C), with relative positions if the layer has tables."""
         if self.rel_pos_h is None:
             return sdpa(q, k, v)
-        return self.rel_pos_attention(q, k, v, *self.rel_pos(q_size, k_size))
+        kernel = self.rel_pos_kernel or rel_pos_attention_flash
+        return kernel(q, k, v, *self.gather_rel_pos(q_size, k_size))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for name in ('rel_pos_h', 'rel_pos_w'):
@@ -129,11 +148,11 @@ class Attention(RelPosAttention):
     Args:
         dim: Channels, a multiple of ``num_heads``.
         num_heads: Number of heads.
-        window_size: Side of the square windows in tokens; 0 is global attention. Maps that it does not divide are
-            padded with zeros, which take part in attention (https://arxiv.org/abs/2203.16527).
+        window_size: Side of the square windows in tokens; 0 is global attention. Maps are padded with zeros to a
+            multiple of it. Padding is not masked, as in ViTDet (https://arxiv.org/abs/2203.16527).
         input_size: (H, W) in tokens of the relative positions, see :class:`.RelPosAttention`.
-        rel_pos_scaled: Multiply the tables by the scaled query, as the ViTAE authors' ViTDet does, instead of by
-            the query itself, as Detectron2, Segment Anything and Hugging Face do.
+        rel_pos_scaled: Compute relative scores from ``q * head_dim**-0.5``, as the ViTDet of the ViTAE authors does,
+            instead of from ``q``, as Detectron2, Segment Anything and Hugging Face do.
     """
 
     def __init__(
@@ -154,16 +173,18 @@ class Attention(RelPosAttention):
 
     def split_qkv(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(B, ..., C) -> queries, keys and values of (B, heads, N, head_dim)."""
-        return tuple(split_heads(y, self.num_heads) for y in self.qkv(x).chunk(3, -1))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return tuple(split_heads(y, self.num_heads) for y in (q, k, v))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) without windows and relative positions."""
+        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions."""
         size = x.shape[1:-1]
         if self.window_size:
             x = window_partition(x, self.window_size)  # (B * windows, window_size, window_size, C)
         q, k, v = self.split_qkv(x)  # (B * windows, heads, N, head_dim)
-        y = self.attention(q, k, v, x.shape[1:3], x.shape[1:3])  # sizes are read for relative positions alone
-        x = y.transpose(1, 2).reshape(x.shape)
+        # The sizes (H, W) are not read without relative positions, where x may be (B, N, C).
+        y = self.attention(q, k, v, x.shape[1:3], x.shape[1:3])
+        x = y.transpose(1, 2).reshape(x.shape)  # (B * windows, heads, N, head_dim) -> (B * windows, ..., C)
         if self.window_size:
             x = window_unpartition(x, size)
         return self.proj(x)
@@ -184,5 +205,5 @@ class Attention(RelPosAttention):
         q, k, _ = self.split_qkv(x)
         scale = q.shape[-1] ** -0.5
         if self.rel_pos_h is not None:
-            q, k = concat_rel_pos(q, k, *self.rel_pos(x.shape[1:3], x.shape[1:3]))
+            q, k = concat_rel_pos(q, k, *self.gather_rel_pos(x.shape[1:3], x.shape[1:3]))
         return query_weights(q, k, token, scale)[0]

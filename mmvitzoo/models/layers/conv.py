@@ -42,4 +42,5 @@ class ConvRelativePosition(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        return torch.cat([conv(x) for conv, x in zip(self.convs, v.split(self.widths, -1))], -1)
+        chunks = v.split(self.widths, -1)
+        return torch.cat([conv(chunks[i]) for i, conv in enumerate(self.convs)], -1)

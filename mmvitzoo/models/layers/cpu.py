@@ -16,10 +16,11 @@ from torch.autograd import forward_ad
 from .attention import RelPosAttention, rel_pos_attention_flash, split_heads
 from .compiling import is_compiling
 from .conv import ConvRelativePosition, DepthwiseConv
-from .rel_pos import decomposed_rel_pos
+from .padding import ceil_div
+from .rel_pos import rel_pos_scores
 
-# Elements of the temporary results that exist at one time. They stay in the cache of the processor, and the memory
-# of one part serves the next instead of new pages of the system.
+# Chunk sizes in elements: hidden activations of an MLP, and the bias of attention. A chunk stays in the cache of the
+# processor, and its memory is used again for the next.
 HIDDEN_ELEMENTS = 2**22
 BIAS_ELEMENTS = 2**22
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
@@ -28,11 +29,14 @@ ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None) -> nn.Module:
     """Swaps layers of a model in place for faster inference on a CPU.
 
-    Linear layers run in oneDNN, MLPs and relative position biases are computed in parts, position convolutions of
-    MPViT are merged, and BatchNorm is folded into convolutions. Outputs change by rounding alone. Load the weights
-    first: folding changes the keys of the state dict. A second call changes nothing. Hooks on a swapped layer no
-    longer fire. Where gradients are needed, and under autocast or ``torch.compile``, the swapped layers compute what
-    they did before.
+    Linear layers run in oneDNN, MLPs and relative position biases are computed in chunks, position convolutions of
+    MPViT are merged, and BatchNorm is folded into convolutions. In float32 outputs differ by rounding alone. A second
+    call changes nothing.
+
+    Load the weights first: keys of the state dict change, and split, merged and folded weights are copies that are
+    not for training. Linear layers with forward hooks are left as they are; hooks on a replaced MLP or position
+    convolution are lost. Where gradients are needed, under autocast and under ``torch.compile``, the new layers use
+    PyTorch's standard operators.
 
     Args:
         model: A backbone of this package or any model with one, such as a detector, on a CPU in eval mode.
@@ -54,7 +58,7 @@ def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None
     if dtype not in (None, torch.bfloat16):
         raise ValueError(f'optimize_for_inference: dtype is None or torch.bfloat16, got {dtype}')
     _fold_batch_norms(model)
-    _swap(model, dtype)
+    _swap_layers(model, dtype)
     return model.eval()  # also the new layers
 
 
@@ -68,23 +72,29 @@ def _fold_batch_norms(model: nn.Module) -> None:
         fuse_conv_bn(module)
 
 
-def _swap(model: nn.Module, dtype: Optional[torch.dtype]) -> None:
-    for name, module in model.named_children():
-        if isinstance(module, RelPosAttention):
-            module.rel_pos_attention = rel_pos_attention_biased
-        for method, layer in (('split_qkv', SplitQKV), ('pooled_qkv', PooledQKV)):
-            if hasattr(module, method) and hasattr(module, 'qkv') and _is_plain(module.qkv, nn.Linear):
-                module.three_linears = layer(module, dtype)
-                module.__dict__[method] = module.three_linears  # in place of the method
-                del module.qkv
-        if _is_plain(module, nn.Linear):
-            setattr(model, name, OneDNNLinear(module, dtype))
-        elif _is_plain_mlp(module):
-            setattr(model, name, MlpInParts(module, dtype))
-        elif type(module) is ConvRelativePosition:
-            setattr(model, name, MergedConvRelativePosition(module))
+def _swap_layers(parent: nn.Module, dtype: Optional[torch.dtype]) -> None:
+    for name, layer in list(parent.named_children()):
+        if isinstance(layer, RelPosAttention):
+            layer.rel_pos_kernel = rel_pos_attention_biased
+        _swap_qkv(layer, dtype)
+        if _is_plain(layer, nn.Linear):
+            setattr(parent, name, OneDNNLinear(layer, dtype))
+        elif _is_plain_mlp(layer):
+            setattr(parent, name, ChunkedMlp(layer, dtype))
+        elif type(layer) is ConvRelativePosition:
+            setattr(parent, name, MergedConvRelativePosition(layer))
         else:
-            _swap(module, dtype)
+            _swap_layers(layer, dtype)
+
+
+def _swap_qkv(attn: nn.Module, dtype: Optional[torch.dtype]) -> None:
+    """Replaces the layer qkv, and the method that applies it, by a module."""
+    for method, layer in (('split_qkv', SplitQKV), ('pooled_qkv', PooledQKV)):
+        if hasattr(attn, method) and hasattr(attn, 'qkv') and _is_plain(attn.qkv, nn.Linear):
+            attn.qkv_projection = layer(attn, dtype)  # registers its weights
+            # Hides the method of the class. A submodule of that name would not: methods are found first.
+            attn.__dict__[method] = attn.qkv_projection
+            del attn.qkv
 
 
 def _is_plain(module: nn.Module, kind: type) -> bool:
@@ -105,7 +115,10 @@ def _is_plain_mlp(module: nn.Module) -> bool:
 
 
 def _is_inference(x: Tensor, *parameters: Optional[Tensor]) -> bool:
-    """Returns whether operators without derivatives, for tensors in memory, may be used."""
+    """Returns whether operators without derivatives may be used.
+
+    No gradient is needed, and no autocast, compiler or tracer is active.
+    """
     needs_grad = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, *parameters))
     return not (needs_grad or forward_ad._current_level >= 0 or is_compiling() or torch.is_autocast_cpu_enabled())
 
@@ -142,7 +155,7 @@ class OneDNNLinear(nn.Linear):
         return (F.gelu(x) if self.gelu else x).to(dtype)
 
 
-class MlpInParts(nn.Module):
+class ChunkedMlp(nn.Module):
     """MLP of two :class:`OneDNNLinear` that computes :data:`HIDDEN_ELEMENTS` hidden elements at a time.
 
     Args:
@@ -160,9 +173,9 @@ class MlpInParts(nn.Module):
         if not _is_inference(x, *self.parameters()):
             return self.fc2(self.fc1(x))
         tokens = x.flatten(0, -2)
-        parts = -(-len(tokens) * self.fc1.out_features // HIDDEN_ELEMENTS)
-        out = [self.fc2(self.fc1(part)) for part in tokens.chunk(parts)]
-        return (out[0] if parts == 1 else torch.cat(out)).unflatten(0, x.shape[:-1])
+        num_chunks = max(ceil_div(len(tokens) * self.fc1.out_features, HIDDEN_ELEMENTS), 1)
+        out = [self.fc2(self.fc1(chunk)) for chunk in tokens.chunk(num_chunks)]
+        return (out[0] if num_chunks == 1 else torch.cat(out)).unflatten(0, x.shape[:-1])
 
 
 class SplitQKV(nn.Module):
@@ -238,9 +251,10 @@ class MergedConvRelativePosition(nn.Module):
 
 
 def rel_pos_attention_biased(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """:func:`.rel_pos_attention_flash` with a bias, of which :data:`BIAS_ELEMENTS` exist at one time.
+    """:func:`.rel_pos_attention_flash` with a bias on the scores, in chunks of :data:`BIAS_ELEMENTS`.
 
-    The bias is cheaper than longer queries and keys, and a fused kernel takes it if it needs no gradient.
+    The bias is cheaper than longer queries and keys, and a fused kernel takes it if it needs no gradient. A chunk
+    is at least one row of queries of one head.
 
     Args:
         q: (B, heads, Hq * Wq, C).
@@ -258,20 +272,20 @@ def rel_pos_attention_biased(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel
     num_keys = k.shape[2]
     q_map = q.unflatten(2, (rel_h.shape[0], rel_w.shape[0]))
     out = torch.empty_like(q_map)
-    images = max(BIAS_ELEMENTS // (num_queries * num_keys), 1)
-    rows = max(BIAS_ELEMENTS // (len(rel_w) * num_keys), 1)
+    batch_step = max(BIAS_ELEMENTS // (num_queries * num_keys), 1)
+    row_step = max(BIAS_ELEMENTS // (len(rel_w) * num_keys), 1)
     bias = q.new_empty(0)
-    for i in range(0, batch, images):
+    for i in range(0, batch, batch_step):
         for head in range(heads):
-            index = (slice(i, i + images), slice(head, head + 1))
-            for row in range(0, len(rel_h), rows):
-                chunk = slice(row, row + rows)
-                q_chunk = q_map[(*index, chunk)]
-                h, w = decomposed_rel_pos(q_chunk, rel_h[chunk], rel_w)
+            index = (slice(i, i + batch_step), slice(head, head + 1))
+            for row in range(0, len(rel_h), row_step):
+                chunk = slice(row, row + row_step)
+                q_chunk = q_map[(*index, chunk)]  # (b, 1, rows, Wq, C)
+                h, w = rel_pos_scores(q_chunk, rel_h[chunk], rel_w)  # (b, 1, rows, Wq, H) and (b, 1, rows, Wq, W)
                 if bias.shape[:-1] != h.shape:  # otherwise the memory of the last chunk serves again
                     bias = h.new_empty(*h.shape, w.shape[-1])
-                torch.add(h[..., None], w[..., None, :], out=bias)
-                mask = bias.flatten(-2).flatten(2, 3)
+                torch.add(h[..., None], w[..., None, :], out=bias)  # (b, 1, rows, Wq, H, W)
+                mask = bias.flatten(-2).flatten(2, 3)  # (b, 1, rows * Wq, H * W)
                 result = F.scaled_dot_product_attention(q_chunk.flatten(2, 3), k[index], v[index], attn_mask=mask)
                 out[(*index, chunk)] = result.view(q_chunk.shape)
     return out.flatten(2, 3)

@@ -2,11 +2,16 @@
 
 from typing import Optional, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .compiling import statically_true
+from .dtypes import at_least_float32
 from .padding import pad_to_multiple
+
+# torch.fx records a call of a wrapped function instead of tracing its branches on sizes.
+torch.fx.wrap('pad_to_multiple')
 
 
 class PatchEmbed(nn.Module):
@@ -61,5 +66,5 @@ def resize_pos_embed(pos_embed: Tensor, grid: Sequence[int], size: Sequence[int]
     x = pos_embed.unflatten(1, tuple(grid))
     if statically_true(grid[0] == size[0]) and statically_true(grid[1] == size[1]):
         return x
-    x = F.interpolate(x.permute(0, 3, 1, 2).float(), size=tuple(size), mode='bicubic', align_corners=False)
+    x = F.interpolate(at_least_float32(x.permute(0, 3, 1, 2)), size=tuple(size), mode='bicubic', align_corners=False)
     return x.permute(0, 2, 3, 1).to(pos_embed.dtype)

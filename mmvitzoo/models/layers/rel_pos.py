@@ -25,37 +25,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .compiling import statically_true
+from .dtypes import at_least_float32
 
 
-def get_rel_pos(q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:
+def get_rel_pos(q_size: int, k_size: int, table: Tensor) -> Tensor:
     """Looks up the relative positions of every query and key along one axis.
 
     Args:
         q_size: Number of queries along the axis.
-        k_size: Number of keys along the axis. If the sizes differ, the shorter axis is stretched to the longer.
-        rel_pos: Table of (L, C); entry (L - 1) / 2 is distance 0. Tables of another length than
-            ``2 * max(q_size, k_size) - 1`` are interpolated linearly.
+        k_size: Number of keys along the axis. If the numbers differ, the coordinates of the fewer are multiplied by
+            their ratio.
+        table: Table of (L, C), indexed by query minus key coordinate plus ``(k_size - 1) * max(q_size / k_size, 1)``.
+            Tables of another length than ``2 * max(q_size, k_size) - 1`` are interpolated linearly.
 
     Returns:
         (q_size, k_size, C).
     """
     size = max(q_size, k_size)
     length = 2 * size - 1
-    if not statically_true(rel_pos.shape[0] == length):
-        rel_pos = resize_rel_pos(rel_pos, length)
-    # The same order of operands, dtype and truncation as in Detectron2's `get_rel_pos`, so that fractional ratios of
-    # the sizes pick the same entry. Each ratio is one division of integers, which ONNX rounds alike.
-    q_coords = torch.arange(q_size, device=rel_pos.device)[:, None] * (size / q_size)
-    k_coords = torch.arange(k_size, device=rel_pos.device) * (size / k_size)
-    return rel_pos[(q_coords - k_coords + (k_size - 1) * size / k_size).long()]
+    if not statically_true(table.shape[0] == length):
+        table = resize_rel_pos(table, length)
+    # The same operands, dtype and truncation as in Detectron2's `get_rel_pos`, so that fractional ratios of the sizes
+    # pick the same entry. Each ratio is one division of integers, which ONNX rounds alike.
+    q_coords = torch.arange(q_size, device=table.device)[:, None] * (size / q_size)
+    k_coords = torch.arange(k_size, device=table.device) * (size / k_size)
+    offset = (k_size - 1) * size / k_size
+    return table[(q_coords - k_coords + offset).long()]  # indices of (q_size, k_size)
 
 
-def resize_rel_pos(rel_pos: Tensor, length: int) -> Tensor:
+def resize_rel_pos(table: Tensor, length: int) -> Tensor:
     """(L, C) -> (length, C) by linear interpolation."""
-    return F.interpolate(rel_pos.float().T[None], length, mode='linear')[0].T.to(rel_pos.dtype)
+    return F.interpolate(at_least_float32(table).T[None], length, mode='linear')[0].T.to(table.dtype)
 
 
-def decomposed_rel_pos(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[Tensor, Tensor]:
+def rel_pos_scores(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[Tensor, Tensor]:
     """Computes h and w of the module's docstring: scores of the rows and of the columns of the keys.
 
     Args:
@@ -88,6 +91,6 @@ def concat_rel_pos(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[
     one_hot_row = torch.eye(height, device=k.device)[:, None].expand(-1, width, -1)
     one_hot_col = torch.eye(width, device=k.device).expand(height, -1, -1)
     one_hot = torch.cat([one_hot_row, one_hot_col], -1).flatten(0, 1).to(k.dtype).expand(*k.shape[:2], -1, -1)
-    h, w = decomposed_rel_pos(q.unflatten(2, (rel_h.shape[0], rel_w.shape[0])), rel_h, rel_w)
+    h, w = rel_pos_scores(q.unflatten(2, (rel_h.shape[0], rel_w.shape[0])), rel_h, rel_w)
     q = torch.cat([q, h.flatten(2, 3) / scale, w.flatten(2, 3) / scale], -1)
     return q, torch.cat([k, one_hot], -1)

@@ -78,7 +78,7 @@ def test_flash_and_biased_agree_in_float32():
 def test_flash_kernel_takes_rel_pos_attention(function, training):
     """The context raises if the kernel does not take the inputs; the fallback would build the score matrix."""
     layer = Attention(64, 2, input_size=(8, 6))
-    layer.rel_pos_attention = function
+    layer.rel_pos_kernel = function
     x = torch.randn(1, 8, 6, 64, requires_grad=training)
     with torch.set_grad_enabled(training), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         y = layer(x)
