@@ -139,11 +139,11 @@ class Predictor:
         self.score_thr = score_thr
         self.scope = self.model.cfg.default_scope
         dataset = self.model.cfg.test_dataloader.dataset
+        while 'pipeline' not in dataset:  # wrapped, as in ConcatDataset
+            dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
         with DefaultScope.overwrite_default_scope(self.scope):
             # The class names come from the dataset, since the authors' checkpoints do not hold them.
             self.metainfo = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
-            while 'pipeline' not in dataset:  # wrapped, as in ConcatDataset
-                dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
             loader, *transforms = Compose(dataset.pipeline).transforms
         # Other loaders give other channels or depths, for which the model was trained.
         if (
