@@ -1,7 +1,8 @@
 """Vision-transformer backbones for OpenMMLab.
 
 A config needs ``custom_imports = dict(imports=['mmvitzoo'])``. Importing this package checks the installed
-versions, registers all models and hooks, and allows MMEngine to load its own checkpoints with PyTorch >= 2.6.
+versions, registers all models and hooks, allows MMEngine to load its own checkpoints with PyTorch >= 2.6, and makes
+the toolboxes find the models by name.
 """
 
 import re
@@ -57,7 +58,8 @@ def _check_requirements() -> None:
 
 _check_requirements()
 
-from .checkpoints import trust_mmengine_checkpoints  # noqa: E402
+from .checkpoints import extend_mmengine, trust_mmengine_checkpoints  # noqa: E402
+from .engine.toolboxes import extend_toolboxes  # noqa: E402
 from .models.layers import optimize_for_inference  # noqa: E402
 from .ops import suggest_install  # noqa: E402
 from .registry import MODELS  # noqa: E402
@@ -65,6 +67,8 @@ from .zoo import get_config, list_models  # noqa: E402
 
 suggest_install()
 trust_mmengine_checkpoints()
+extend_mmengine()
+extend_toolboxes()
 import_module('mmvitzoo.models')
 import_module('mmvitzoo.engine')
 

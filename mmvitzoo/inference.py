@@ -20,7 +20,7 @@ from mmengine.structures import BaseDataElement
 from pycocotools import mask as rle
 from torch import nn
 
-from .checkpoints import CheckpointError, convert, load
+from .checkpoints import CheckpointError, load, match_names
 from .engine.launch import TOOLBOXES
 from .images import read_image
 from .models.layers import optimize_for_inference
@@ -70,12 +70,11 @@ def load_weights(model: nn.Module, checkpoint: Union[str, Path]) -> None:
         FileNotFoundError: There is no such file.
         CheckpointError: The file cannot be read, or its keys or shapes differ from the model's.
     """
-    weights, expected = load(checkpoint), model.state_dict().keys()
-    if not weights.keys() >= {key for key in expected if key.startswith('backbone.')}:
-        try:
-            weights = convert(weights).state_dict
-        except CheckpointError as error:
-            raise CheckpointError(f'{checkpoint}: {error}') from error
+    expected = model.state_dict().keys()
+    try:
+        weights = match_names(model, load(checkpoint))
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
     differences = []
     for label, keys in (('missing key', expected - weights.keys()), ('unexpected key', weights.keys() - expected)):
         if keys:

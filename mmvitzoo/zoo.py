@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -30,7 +30,7 @@ def list_models(family: Optional[str] = None, task: Optional[str] = None) -> Lis
     for argument, value, choices in (('family', family, FAMILIES), ('task', task, TASKS)):
         if value is not None and value not in choices:
             raise ValueError(f'{argument} must be one of {", ".join(choices)}, got {value!r}')
-    names = sorted(_config_files())
+    names = sorted(config_files())
     if family is not None:
         names = [name for name in names if family_of(name) == family]
     if task is not None:
@@ -51,11 +51,10 @@ def get_config(name: str) -> Config:
     Raises:
         ValueError: There is no such config or file; the message lists similar names.
     """
-    path = Path(name) if Path(name).is_file() else _config_files().get(name)
+    path = Path(name) if Path(name).is_file() else config_files().get(name)
     if path is None:
-        similar = difflib.get_close_matches(Path(name).stem, _config_files(), n=3, cutoff=0.5)
-        hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
-        raise ValueError(f'{name}: no such config, neither a file nor one of mmvitzoo.list_models(){hint}')
+        similar = similar_names(Path(name).stem, config_files())
+        raise ValueError(f'{name}: no such config, neither a file nor one of mmvitzoo.list_models(){similar}')
     # MMEngine looks up the distribution mmsegmentation; on the onedl stack it is called onedl-mmsegmentation.
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     return Config.fromfile(path)
@@ -77,8 +76,19 @@ def tasks_of(name: str) -> List[str]:
     return ['semantic-segmentation']
 
 
-def _config_files() -> Dict[str, Path]:
+def similar_names(name: str, names: Iterable[str]) -> str:
+    """Returns the end of an error message, such as ``'; did you mean a or b?'``, empty without similar names."""
+    similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f'; did you mean {" or ".join(similar)}?' if similar else ''
+
+
+def root() -> Path:
+    """Returns the folder of ``configs`` and ``model-index.yml``."""
     # An installed package carries the configs in .mim. In a clone on the Python path they lie beside the package.
     package = Path(__file__).parent
-    root = package / '.mim' if (package / '.mim').is_dir() else package.parent
-    return {path.stem: path for path in root.glob('configs/*/*.py') if path.parent.name != '_base_'}
+    return package / '.mim' if (package / '.mim').is_dir() else package.parent
+
+
+def config_files() -> Dict[str, Path]:
+    """Returns the config files by name."""
+    return {path.stem: path for path in root().glob('configs/*/*.py') if path.parent.name != '_base_'}

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Optional
 
 from mmengine.logging import print_log
@@ -28,6 +29,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     """
     if is_url(checkpoint):
         download_once_per_node(checkpoint)
+    elif not Path(checkpoint).is_file():
+        raise FileNotFoundError(missing_pretrained(checkpoint))
     state_dict = load(checkpoint)
     if prefix:
         prefix = prefix.rstrip('.') + '.'
@@ -63,3 +66,11 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     reasons = [*result.dropped.values(), *['not in this backbone'] * len([*unexpected, *others])]
     for reason, count in Counter(reasons).items():
         print_log(f'{name}: left out {count} tensors of {checkpoint}: {reason}', logger='current')
+
+
+def missing_pretrained(checkpoint: str) -> str:
+    """Returns the error message for pretrained weights that do not exist."""
+    return (
+        f'{checkpoint}: no such checkpoint file. The README beside the config says where to get pretrained weights; '
+        'model.backbone.init_cfg=None trains from random ones'
+    )

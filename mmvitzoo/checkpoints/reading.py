@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any, Dict, Mapping, Union
 from urllib.parse import urlparse
@@ -17,6 +18,10 @@ from .safe_pickle import read_arrays, read_torch_legacy, read_torch_zip
 
 # Keys under which training frameworks store the weights, in the order of the search.
 WRAPPERS = ('state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema')
+# Names that torch.compile, FSDP and activation checkpointing insert before the module that they wrap.
+PREFIXES = re.compile(r'\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+# Counters beside the weights of a moving average, of MMEngine and of torch.
+EMA_COUNTERS = ('steps', 'n_averaged')
 
 
 class CheckpointError(ValueError):
@@ -32,8 +37,8 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
 
     The content tells the format: PyTorch (``.pth``, ``.pt``, ``.bin``; zip or legacy), safetensors, or a pickle of
     NumPy arrays (Detectron2's ``.pkl``). Weights are unwrapped from ``state_dict``, ``model``, ``model_state``,
-    ``model_ema`` or ``state_dict_ema``, in this order, and a ``module.`` prefix is removed. Nothing in the file is
-    executed. The memory depends on the size of the file, not on the sizes that the file claims.
+    ``model_ema`` or ``state_dict_ema``, in this order. Prefixes of wrappers, such as ``module.`` and ``_orig_mod.``, are
+    removed. Nothing in the file is executed. The memory depends on the size of the file, not on the sizes that the file claims.
 
     Args:
         path: A local file, or an http(s) address, which is downloaded once to torch's hub cache.
@@ -51,7 +56,7 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
     if not os.path.isfile(file):
         raise FileNotFoundError(f'{path}: no such checkpoint file (a local file or an http(s) address is allowed)')
     try:
-        return _unwrap(_read(file))
+        return unwrap(_read(file))
     except Exception as error:  # parsers raise anything on a broken file
         if url:
             Path(file).unlink(missing_ok=True)  # the next call would take it for the download
@@ -115,14 +120,29 @@ def _cache_path(url: str) -> str:
     return os.path.join(torch.hub.get_dir(), 'checkpoints', name)
 
 
+def is_torch_file(path: Union[str, Path]) -> bool:
+    """Returns whether a file was written by ``torch.save``."""
+    with open(path, 'rb') as file:
+        start = file.read(16)
+    return _is_torch_zip(start) or _is_torch_legacy(start)
+
+
+def _is_torch_zip(start: bytes) -> bool:
+    return start.startswith(b'PK\x03\x04')
+
+
+def _is_torch_legacy(start: bytes) -> bool:
+    return torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little') in start
+
+
 def _read(path: str) -> Any:
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
         start = file.read(16)
         file.seek(0)
-        if start.startswith(b'PK\x03\x04'):
+        if _is_torch_zip(start):
             return read_torch_zip(file, size)
-        if torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little') in start:
+        if _is_torch_legacy(start):
             return read_torch_legacy(file, size)
         if start[8:9] == b'{':
             return load_file(path)
@@ -131,7 +151,18 @@ def _read(path: str) -> Any:
     raise CheckpointError(f'is neither a PyTorch checkpoint nor safetensors nor a pickle; it starts with {start!r}')
 
 
-def _unwrap(content: Any) -> Dict[str, Tensor]:
+def unwrap(content: Any) -> Dict[str, Tensor]:
+    """Returns the weights in the content of a checkpoint file.
+
+    Args:
+        content: State dict, or a dict that holds one under a key of :data:`WRAPPERS`.
+
+    Returns:
+        Tensors by key, without the prefixes of ``torch.compile``, FSDP, activation checkpointing and data parallelism.
+
+    Raises:
+        CheckpointError: There are no weights.
+    """
     depth = 0
     while isinstance(content, Mapping):
         inside = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
@@ -147,13 +178,14 @@ def _unwrap(content: Any) -> Dict[str, Tensor]:
     weights, others = {}, []
     for key, value in content.items() if isinstance(content, Mapping) else ():
         if isinstance(key, str) and isinstance(value, Tensor):
-            weights[key] = value
+            weights[PREFIXES.sub('', key)] = value
         else:
             others.append(repr(key))
+    if all(key.startswith('module.') for key in weights if key not in EMA_COUNTERS):
+        others += [repr(key) for key in weights if key in EMA_COUNTERS]
+        weights = {key[len('module.') :]: value for key, value in weights.items() if key not in EMA_COUNTERS}
     if not weights:
         raise CheckpointError(f'holds no weights, but {str(found)[:200]}')
     if others:
-        print_log(f'Entries of the checkpoint that are no tensors are ignored: {", ".join(others)}', logger='current')
-    if all(key.startswith('module.') for key in weights):
-        weights = {key[len('module.') :]: value for key, value in weights.items()}
+        print_log(f'Entries of the checkpoint that are no weights are ignored: {", ".join(others)}', logger='current')
     return weights

@@ -4,6 +4,7 @@ The launcher prepares the process and then runs the script of the toolbox that a
 covers distributed training without a GPU, which MMEngine does not support, and ``mmseg::`` bases on the onedl stack.
 """
 
+import argparse
 import os
 import runpy
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
+from ..checkpoints import CheckpointError
+from ..checkpoints.pretrained import missing_pretrained
 from ..zoo import get_config
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -28,8 +31,8 @@ def run_toolbox_script(name: str) -> None:
         name: Name of the script, ``'train'`` or ``'test'``.
 
     Raises:
-        SystemExit: No config is given, or its ``default_scope`` is not one of the three toolboxes. Or that toolbox is
-            not installed or has no such script.
+        SystemExit: No config is given, or its ``default_scope`` is not one of the three toolboxes. That toolbox is not
+            installed or has no such script. A checkpoint does not exist or does not fit.
     """
     path = next((arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))), None)
     if path is None:
@@ -41,7 +44,12 @@ def run_toolbox_script(name: str) -> None:
         index = sys.argv.index('--cfg-options') if '--cfg-options' in sys.argv else len(sys.argv)
         sys.argv[index:index] = _distribute_on_cpu(config)
     sys.argv[0] = str(_script(config.default_scope, name))
-    runpy.run_path(sys.argv[0], run_name='__main__')
+    if name == 'train' and '--resume' not in sys.argv:
+        _check_pretrained(config)
+    try:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    except CheckpointError as error:
+        sys.exit(str(error))
 
 
 def read_config(path: str) -> Config:
@@ -64,6 +72,18 @@ def read_config(path: str) -> Config:
     if scope not in TOOLBOXES:
         sys.exit(f'{path}: default_scope must be one of {", ".join(TOOLBOXES)}, got {scope!r}')
     return config
+
+
+def _check_pretrained(config: Config) -> None:
+    """Exits if the pretrained weights of the backbone do not exist, before models and data are built."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    config.merge_from_dict(parser.parse_known_args()[0].cfg_options)
+    init_cfg = config.model.get('backbone', {}).get('init_cfg')
+    for cfg in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
+        file = cfg.get('checkpoint')
+        if file and '://' not in file and not Path(file).is_file():
+            sys.exit(missing_pretrained(file))
 
 
 def _script(toolbox: str, name: str) -> Path:

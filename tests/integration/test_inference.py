@@ -287,7 +287,7 @@ def test_infer_continues_after_unreadable_image(run_tool, workspace, checkpoints
         (f'{CLASSIFIER} nowhere.pth data/mini/val', 'nowhere.pth: no such checkpoint file'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth nowhere', 'nowhere: no such image or folder'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth configs/vit', 'configs/vit: no image in this folder'),
-        (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'does not fit the config: missing key backbone.'),
+        (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'the keys fit no mpvit/* layout, but plainvit/mmvitzoo'),
         (f'{DETECTOR} configs/vit/README.md data/mini/val', 'README.md: is neither a PyTorch checkpoint nor'),
     ],
 )
