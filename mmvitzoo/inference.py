@@ -7,24 +7,25 @@ files and executes no code from them.
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, Optional, Union
 
-import cv2
-import mmcv
 import numpy as np
 import torch
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
 from pycocotools import mask as rle
 from torch import nn
 
 from .checkpoints import CheckpointError, load, match_names
 from .engine.launch import TOOLBOXES
+from .images import read_image
 from .models.layers import optimize_for_inference
 from .zoo import get_config
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 TOPK = 5  # classes reported by a classifier
 
 
@@ -87,52 +88,6 @@ def load_weights(model: nn.Module, checkpoint: Union[str, Path]) -> None:
         raise CheckpointError(f'{checkpoint}: does not fit the config: {str(error).splitlines()[1].strip()}') from None
 
 
-def find_images(path: Union[str, Path]) -> List[Path]:
-    """Lists the images in a folder.
-
-    Args:
-        path: Folder, searched recursively for files with one of ``IMAGE_SUFFIXES``; or one image with any suffix.
-
-    Returns:
-        Sorted paths.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder, or the folder contains no image.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f'{path}: no such image or folder')
-    images = sorted(x for x in path.rglob('*') if x.suffix.lower() in IMAGE_SUFFIXES and x.is_file())
-    if not images:
-        raise FileNotFoundError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
-    return images
-
-
-def read_image(path: Union[str, Path]) -> np.ndarray:
-    """Reads an image as the toolboxes do, and converts it to RGB.
-
-    Args:
-        path: Image file in a format that OpenCV reads.
-
-    Returns:
-        Image, (H, W, 3), uint8, RGB.
-
-    Raises:
-        ValueError: There is no such file, or it is not an image.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f'{path}: no such image')
-    try:
-        image = mmcv.imread(str(path))
-    except cv2.error:  # the file is empty
-        image = None
-    if image is None:
-        raise ValueError(f'{path}: cannot be read as an image')
-    return np.ascontiguousarray(image[..., ::-1])
-
-
 @dataclass
 class Prediction:
     """Prediction of a model for one image.
@@ -154,6 +109,8 @@ class Prediction:
 class Predictor:
     """Model that predicts and draws the prediction for an image file, optimized for inference on a CPU.
 
+    Images are read by :func:`mmvitzoo.images.read_image` instead of the loader of the config's test pipeline.
+
     Args:
         config: Config, its path or its name, see :func:`load_model`.
         checkpoint: Path or URL of a checkpoint. None leaves the weights random.
@@ -161,7 +118,8 @@ class Predictor:
         score_thr: Score threshold; detections below it are dropped.
 
     Raises:
-        ValueError: There is no such config, or its ``default_scope`` is not one of the three toolboxes.
+        ValueError: There is no such config, its ``default_scope`` is not one of the three toolboxes, or its test
+            pipeline does not read 8-bit color images.
         FileNotFoundError: There is no such checkpoint.
         CheckpointError: The checkpoint cannot be read or does not fit the model.
     """
@@ -179,30 +137,52 @@ class Predictor:
             optimize_for_inference(self.model)
         self.score_thr = score_thr
         self.scope = self.model.cfg.default_scope
-        # The class names come from the dataset, since the authors' checkpoints do not hold them.
-        dataset = dict(self.model.cfg.test_dataloader.dataset, lazy_init=True)
+        dataset = self.model.cfg.test_dataloader.dataset
+        while 'pipeline' not in dataset:  # wrapped, as in ConcatDataset
+            dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
         with DefaultScope.overwrite_default_scope(self.scope):
-            self.metainfo = DATASETS.build(dataset).metainfo
+            # The class names come from the dataset, since the authors' checkpoints do not hold them.
+            self.metainfo = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
+            loader, *transforms = Compose(dataset.pipeline).transforms
+        # Other loaders give other channels or depths, for which the model was trained.
+        if (
+            type(loader) is not LoadImageFromFile
+            or loader.color_type != 'color'
+            or loader.imdecode_backend == 'tifffile'
+        ):
+            raise ValueError(
+                "the test pipeline must begin with LoadImageFromFile(color_type='color', imdecode_backend='cv2'), "
+                f'got {loader}'
+            )
+        self.dtype = np.float32 if loader.to_float32 else np.uint8
+        self.pipeline = Compose([x for x in transforms if not isinstance(x, LoadAnnotations)])
 
     def __call__(self, path: Union[str, Path]) -> Prediction:
         """Predicts for an image file.
 
         Args:
-            path: Image file.
+            path: Image file, see :func:`mmvitzoo.images.read_image`.
 
         Raises:
-            ValueError: There is no such file, or it is not an image.
+            ValueError: There is no such file, it is not an image, or its samples or bands are not supported.
         """
-        predict = dict(mmdet=self._detect, mmseg=self._segment, mmpretrain=self._classify)[self.scope]
         image = read_image(path)
+        convert_sample = dict(mmdet=self._detect, mmseg=self._segment, mmpretrain=self._classify)[self.scope]
         with DefaultScope.overwrite_default_scope(self.scope):
-            return predict(str(path), image)
+            return convert_sample(self._predict(path, image), image)
 
-    def _detect(self, path: str, image: np.ndarray) -> Prediction:
-        from mmdet.apis import inference_detector
+    @torch.no_grad()
+    def _predict(self, path: Union[str, Path], image: np.ndarray) -> BaseDataElement:
+        """Runs the test pipeline on an image that was read, and the model on its output."""
+        pixels = np.ascontiguousarray(image[..., ::-1], self.dtype)  # the pipelines take BGR
+        shape = image.shape[:2]
+        data = self.pipeline(dict(img=pixels, img_shape=shape, ori_shape=shape, img_path=str(path), img_id=0))
+        (sample,) = self.model.test_step({key: [value] for key, value in data.items()})
+        return sample.cpu()
+
+    def _detect(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
         from mmdet.visualization import DetLocalVisualizer
 
-        sample = inference_detector(self.model, path).cpu()
         instances = sample.pred_instances
         instances = sample.pred_instances = instances[instances.scores >= self.score_thr]
         visualizer = DetLocalVisualizer()
@@ -216,11 +196,9 @@ class Predictor:
         objects.sort(key=lambda detection: -detection['score'])
         return Prediction(visualizer.get_image(), dict(objects=objects))
 
-    def _segment(self, path: str, image: np.ndarray) -> Prediction:
-        from mmseg.apis import inference_model
+    def _segment(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
         from mmseg.visualization import SegLocalVisualizer
 
-        sample = inference_model(self.model, path).cpu()
         labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
         visualizer = SegLocalVisualizer()
         visualizer.dataset_meta = dict(self.metainfo)
@@ -230,15 +208,12 @@ class Predictor:
         result = dict(classes=[{'class': self._name(label), 'share': share} for share, label in shares])
         return Prediction(visualizer.get_image(), result, labels)
 
-    def _classify(self, path: str, image: np.ndarray) -> Prediction:
-        from mmpretrain import ImageClassificationInferencer
+    def _classify(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
         from mmpretrain.visualization import UniversalVisualizer
 
         classes = self.metainfo.get('classes')
-        inferencer = ImageClassificationInferencer(self.model)
-        (sample,) = inferencer.forward(next(inferencer.preprocess([path])))  # calling it would print a progress bar
         picture = UniversalVisualizer().visualize_cls(image, sample, classes=classes, draw_gt=False)
-        scores, labels = sample.pred_score.cpu().topk(min(TOPK, len(sample.pred_score)))
+        scores, labels = sample.pred_score.topk(min(TOPK, len(sample.pred_score)))
         topk = zip(labels.tolist(), scores.tolist())
         return Prediction(picture, dict(classes=[{'class': self._name(x), 'score': score} for x, score in topk]))
 

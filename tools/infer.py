@@ -14,7 +14,8 @@ from pathlib import Path
 from mmengine.utils import track_iter_progress
 from PIL import Image
 
-from mmvitzoo.inference import Predictor, find_images
+from mmvitzoo.images import find_images
+from mmvitzoo.inference import Predictor
 
 
 def main():

@@ -4,6 +4,7 @@ import json
 import sys
 import traceback
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,8 @@ from pycocotools import mask as rle
 
 import mmvitzoo
 from mmvitzoo.checkpoints import CheckpointError, export, save
-from mmvitzoo.inference import Predictor, find_images, load_model, load_weights, read_image
+from mmvitzoo.images import read_image
+from mmvitzoo.inference import Predictor, load_model, load_weights
 from mmvitzoo.zoo import FAMILIES, TASKS, family_of, tasks_of
 
 DETECTOR = 'mask-rcnn_mpvit-tiny_fpn_mini-coco'
@@ -162,6 +164,73 @@ def test_predictors_of_several_toolboxes_alternate(checkpoints, image):
     assert [predictor(image).result for predictor in predictors] == first
 
 
+@pytest.mark.parametrize('name', [DETECTOR, BOXES, SEGMENTOR, CLASSIFIER])
+def test_predictions_equal_toolbox_that_reads_the_file(checkpoints, image, tmp_path, name):
+    from mmdet.apis import inference_detector
+    from mmpretrain import ImageClassificationInferencer
+    from mmseg.apis import inference_model
+
+    predictor = Predictor(name, checkpoints / f'{name}.pth', 'cpu', score_thr=0)
+    picture, exif = Image.open(image), Image.Exif()
+    exif[0x0112] = 6  # rotated
+    picture.convert('L').save(tmp_path / 'gray.jpg')
+    picture.save(tmp_path / 'rotated.jpg', exif=exif)
+    picture.convert('RGBA').save(tmp_path / 'alpha.png')
+    for path in (str(image), *map(str, sorted(tmp_path.iterdir()))):
+        result = predictor(path).result
+        with DefaultScope.overwrite_default_scope(predictor.scope):
+            if predictor.scope == 'mmdet':
+                instances = inference_detector(predictor.model, path).pred_instances
+                objects = zip(instances.scores.tolist(), instances.bboxes.tolist())
+                expected = sorted(objects, key=lambda x: -x[0])
+                assert [(x['score'], x['box']) for x in result['objects']] == expected != []
+            elif predictor.scope == 'mmseg':
+                labels = inference_model(predictor.model, path).pred_sem_seg.data[0].numpy()
+                assert np.array_equal(predictor(path).labels, labels)
+            else:
+                inferencer = ImageClassificationInferencer(predictor.model)
+                (sample,) = inferencer.forward(next(inferencer.preprocess([path])))
+                assert [x['score'] for x in result['classes']] == sample.pred_score.topk(5)[0].tolist()
+
+
+@pytest.mark.parametrize('name', [DETECTOR, SEGMENTOR, CLASSIFIER])
+def test_12_bit_data_give_the_prediction_of_the_8_bit_image(checkpoints, image, tmp_path, name):
+    predictor = Predictor(name, checkpoints / f'{name}.pth', 'cpu', score_thr=0)
+    pixels = cv2.imread(str(image))
+    pixels[0, 0] = 255  # the largest value tells the depth
+    cv2.imwrite(str(tmp_path / 'a.png'), pixels)
+    expected = predictor(tmp_path / 'a.png')
+    for file in ('12_bit.png', '12_bit.tif'):
+        cv2.imwrite(str(tmp_path / file), pixels.astype(np.uint16) << 4 | pixels >> 4)
+        prediction = predictor(tmp_path / file)
+        assert prediction.result == expected.result
+        assert np.array_equal(prediction.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    'loader',
+    [
+        dict(type='LoadImageFromFile', color_type='unchanged'),
+        dict(type='LoadImageFromFile', imdecode_backend='tifffile'),
+        dict(type='LoadImageFromNDArray'),
+    ],
+)
+def test_pipeline_with_other_loader_is_an_error(loader):
+    config = mmvitzoo.get_config(DETECTOR)
+    config.test_dataloader.dataset.pipeline[0] = loader
+    with pytest.raises(ValueError, match='the test pipeline must begin with LoadImageFromFile.*, got LoadImageFrom'):
+        Predictor(config, device='cpu')
+
+
+def test_pipeline_of_wrapped_dataset(checkpoints, image):
+    config = mmvitzoo.get_config(BOXES)
+    dataset = config.test_dataloader.dataset
+    config.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset])
+    checkpoint = checkpoints / f'{BOXES}.pth'
+    wrapped, plain = (Predictor(x, checkpoint, 'cpu', score_thr=0)(image) for x in (config, BOXES))
+    assert wrapped.result == plain.result
+
+
 # ---------------------------------------------------------------- tools/infer.py
 
 INFER = 'tools/infer.py'
@@ -203,9 +272,12 @@ def test_infer_continues_after_unreadable_image(run_tool, workspace, checkpoints
     (folder / 'empty.jpg').touch()
     (folder / 'text.png').write_text('hello')
     Image.open(image).save(folder / 'z.png')
+    Image.open(image).convert('CMYK').save(folder / 'bands.tif')
+    Image.open(image).save(folder / 'a.gif')
     output = run_tool(f'{INFER} {CLASSIFIER} random/{CLASSIFIER}.pth unreadable --out readable', fails=True)
     assert 'empty.jpg: cannot be read as an image' in output and 'text.png: cannot' in output
-    assert 'readable: 1 of 3 images' in output and (workspace / 'readable/predictions/z.png.json').exists()
+    assert 'bands.tif: TIFF with 4 bands' in output
+    assert 'readable: 1 of 4 images' in output and (workspace / 'readable/predictions/z.png.json').exists()
 
 
 @pytest.mark.parametrize(
@@ -263,10 +335,3 @@ def test_unsupported_default_scope_is_an_error():
     config.default_scope = 'mmpose'
     with pytest.raises(ValueError, match="default_scope must be one of mmdet, mmseg, mmpretrain, got 'mmpose'"):
         load_model(config)
-
-
-def test_find_images_is_sorted_and_recursive(tmp_path):
-    for name in ('b.JPG', 'a.txt', 'sub/a.webp'):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ['b.JPG', 'sub/a.webp']
