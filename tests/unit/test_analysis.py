@@ -148,7 +148,7 @@ def test_figure_labels_show_the_weights_of_the_head():
 
 def test_backbone_without_attention_layers_is_refused():
     class Other(Backbone):
-        arch_zoo = {'tiny': {}}
+        arch_zoo = {'tiny': dict(embed_dims=8, num_layers=1)}
 
     with pytest.raises(ValueError, match='^attention of Other cannot be analyzed$'):
         attention_maps(Other('tiny', 4, (3,), 0.0, -1), random_image(), (0, 0))

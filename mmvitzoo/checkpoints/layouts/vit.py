@@ -29,7 +29,7 @@ _RESIDUAL = {
 TIMM = {**_EMBEDDING, **unchanged('cls_token'), **_BLOCKS, **_NORM}
 VITAE_REPOSITORY = {**_EMBEDDING, **_BLOCKS, **_REL_POS, **_NORM}
 DETECTRON2 = {**_EMBEDDING, **_BLOCKS, **_REL_POS, **_RESIDUAL}
-OURS = {**TIMM, **_REL_POS, **_OUR_RESIDUAL}
+OURS = {**TIMM, **_REL_POS, **_OUR_RESIDUAL, **unchanged('fc_norm.{leaf}')}
 HUGGING_FACE = {
     'embeddings.position_embeddings': 'pos_embed',
     'embeddings.projection.{leaf}': 'patch_embed.proj.{leaf}',
@@ -45,6 +45,7 @@ _OPENMMLAB = {
     'layers.{b}.ffn.layers.0.0.{leaf}': 'blocks.{b}.mlp.fc1.{leaf}',
     'layers.{b}.ffn.layers.1.{leaf}': 'blocks.{b}.mlp.fc2.{leaf}',
     'ln1.{leaf}': 'norm.{leaf}',
+    'ln2.{leaf}': 'fc_norm.{leaf}',
 }
 MMPRETRAIN = {
     **_OPENMMLAB,

@@ -107,7 +107,7 @@ class Backbone(BaseModule):
         self.embed_dims, self.num_layers = self.arch['embed_dims'], self.arch['num_layers']
         indices = (out_indices,) if isinstance(out_indices, int) else out_indices
         if isinstance(indices, Sequence) and all(isinstance(i, int) for i in indices):
-            indices = [i + num_outputs if i < 0 else i for i in indices]
+            indices = tuple(i + num_outputs if i < 0 else i for i in indices)
         else:
             self._fail(f'out_indices is a sequence of numbers or one number, got {out_indices!r}')
         self._check_increasing('out_indices', indices, range(num_outputs))

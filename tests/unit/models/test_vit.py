@@ -209,8 +209,11 @@ def test_layer_depth():
         (dict(VITDET, global_attn_indexes=2), 'global_attn_indexes are blocks from 0 to 3, got 2'),
         (dict(patch_size=0), 'patch_size is a number of at least 1, got 0'),
         (dict(out_indices=(3, 4)), 'out_indices is an increasing sequence of numbers from 0 to 3, got .3, 4.'),
-        (dict(out_type='raw'), "out_type is 'featmap' or 'cls_token', got 'raw'"),
-        (dict(out_type='cls_token', with_cls_token=False), "out_type='cls_token' needs with_cls_token=True"),
+        (dict(out_type='map'), "out_type is one of featmap, cls_token, avg_featmap, raw, got 'map'"),
+        (
+            dict(out_type='cls_token', with_cls_token=False),
+            "out_type='cls_token' and output_cls_token need with_cls_token=True",
+        ),
         (dict(window_size=7), 'window_size, use_rel_pos and residual_block_indexes need with_cls_token=False'),
         (dict(use_rel_pos=True), 'use_rel_pos .* need with_cls_token=False'),
         (dict(residual_block_indexes=(1,)), 'residual_block_indexes need with_cls_token=False'),
