@@ -2,11 +2,16 @@
 
 The page takes a config, a checkpoint and an image. It shows the prediction, the feature maps of the backbone, and the
 parameters, FLOPs and latency of the model. Requires Python >= 3.10 and `pip install -r requirements/app.txt`.
+
+On this machine the page accepts any config and checkpoint. A config is Python code that is executed. A page for other
+machines (`--host`) therefore accepts only the configs of the zoo, the checkpoints of one folder (`--checkpoints`) and
+uploaded images.
 """
 
 import argparse
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from statistics import median
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -22,16 +27,29 @@ from .zoo import FAMILIES, TASKS, get_config, list_models
 
 try:
     import gradio as gr
+    from gradio import processing_utils
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 except ImportError:
     raise ImportError('the web page requires gradio: pip install -r requirements/app.txt') from None
 
 ALL = 'all'
 TIMING_SECONDS = 3  # total time of the predictions from which the latency is measured
 MAX_FEATURE_SIZE = 640  # longest side in pixels of the image for the feature maps
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+MAX_REQUEST = 20 * 2**20  # size in bytes of an upload or another request from other machines
+CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors', '.pkl')
 
 
-def build_app() -> gr.Blocks:
-    """Builds the page."""
+def build_app(checkpoints: Optional[Path] = None, public: bool = False) -> gr.Blocks:
+    """Builds the page.
+
+    Args:
+        checkpoints: Folder whose files are the only checkpoints to choose from. None allows any path and URL, or no
+            checkpoint if ``public``.
+        public: Accepts only names from :func:`mmvitzoo.list_models` as configs, and no checkpoint outside the folder.
+    """
+    folder = checkpoints and checkpoints.resolve()
     with gr.Blocks(title='MMViTZoo', analytics_enabled=False) as app:
         gr.Markdown('# MMViTZoo\nRun a model of the zoo on your image.')
         with gr.Row():
@@ -39,11 +57,16 @@ def build_app() -> gr.Blocks:
                 with gr.Row():
                     family = gr.Dropdown([ALL, *FAMILIES], value=ALL, label='Family')
                     task = gr.Dropdown([ALL, *TASKS], value=ALL, label='Task')
-                config = gr.Dropdown(list_models(), value=None, label='Config name or path', allow_custom_value=True)
-                checkpoint = gr.Textbox(
-                    label='Checkpoint',
-                    info='Path or URL of a checkpoint; leave empty for random weights',
-                )
+                label = 'Config name' if public else 'Config name or path'
+                config = gr.Dropdown(list_models(), value=None, label=label, allow_custom_value=not public)
+                if public or folder:
+                    choices = [('none (random weights)', ''), *((x, x) for x in list_checkpoints(folder))]
+                    checkpoint = gr.Dropdown(choices, value='', label='Checkpoint')
+                else:
+                    checkpoint = gr.Textbox(
+                        label='Checkpoint',
+                        info='Path or URL of a checkpoint; leave empty for random weights',
+                    )
                 score_thr = gr.Slider(0, 1, value=0.3, step=0.05, label='Score threshold')
                 image = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Image', height=280)
                 button = gr.Button('Run', variant='primary')
@@ -54,7 +77,12 @@ def build_app() -> gr.Blocks:
         features = gr.Plot(label='Feature maps of the backbone', show_label=False)
         for filter_by in (family, task):
             filter_by.change(filter_configs, [family, task], config)
-        button.click(run, [config, checkpoint, image, score_thr], [picture, objects, cost, features])
+        button.click(
+            partial(run, folder=folder, public=public),
+            [config, checkpoint, image, score_thr],
+            [picture, objects, cost, features],
+            api_name='run',
+        )
     return app
 
 
@@ -63,24 +91,50 @@ def filter_configs(family: str, task: str) -> Dict[str, Any]:
     return gr.update(choices=list_models(*(None if x == ALL else x for x in (family, task))), value=None)
 
 
+def list_checkpoints(folder: Optional[Path]) -> List[str]:
+    """Lists the checkpoint files below a folder by their relative paths, without symlinks that leave the folder."""
+    files = [path for path in folder.rglob('*') if path.suffix in CHECKPOINT_SUFFIXES] if folder else []
+    return sorted(str(x.relative_to(folder)) for x in files if x.is_file() and folder in x.resolve().parents)
+
+
 def run(
-    config: Optional[str], checkpoint: str, image: Optional[str], score_thr: float
+    config: Optional[str],
+    checkpoint: Optional[str],
+    image: Optional[str],
+    score_thr: float,
+    folder: Optional[Path] = None,
+    public: bool = False,
 ) -> Tuple[np.ndarray, Dict[str, List[Any]], str, Figure]:
-    """Returns the drawn prediction, its table, the costs and the feature maps for the inputs of the page."""
+    """Returns the drawn prediction, its table, the costs and the feature maps for the inputs of the page.
+
+    ``folder`` and ``public`` restrict the inputs as in :func:`build_app`.
+    """
     if not config:
-        raise gr.Error('choose a config first', duration=None, print_exception=False)
+        raise page_error('choose a config first')
     if not image:
-        raise gr.Error('upload an image first', duration=None, print_exception=False)
-    checkpoint = checkpoint.strip()
+        raise page_error('upload an image first')
+    checkpoint = checkpoint or ''
+    # A request can hold values that are not in the lists of the page.
+    if public and config not in list_models():
+        raise page_error(f'{config}: no such config, choose one of the list')
+    if checkpoint and (public or folder) and checkpoint not in list_checkpoints(folder):
+        raise page_error(f'{checkpoint}: no such checkpoint, choose one of the list')
+    path = str(folder / checkpoint) if checkpoint and folder else checkpoint.strip()
     try:
-        predictor = load(config, checkpoint)
+        predictor = load(config, path)
         predictor.score_thr = score_thr
         prediction, seconds = predict_timed(predictor, image)
-        notes = [] if checkpoint else ['**The weights are random**: no checkpoint was given.']
+        notes = [] if path else ['**The weights are random**: no checkpoint was given.']
         notes += [cost_of(config), f'Latency: {1000 * seconds:.0f} ms, including reading and drawing the image.']
         return prediction.picture, table(prediction), '\n\n'.join(notes), features(predictor, image)
     except (ValueError, FileNotFoundError) as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
+        message = str(error).replace(path, checkpoint) if path else str(error)  # hides where the folder is
+        raise page_error(message) from error
+
+
+def page_error(message: str) -> gr.Error:
+    """Returns an error that the page shows until it is closed."""
+    return gr.Error(message, duration=None, print_exception=False)
 
 
 @lru_cache(maxsize=1)
@@ -135,15 +189,74 @@ def features(predictor: Predictor, path: str) -> Figure:
     return draw_features(image, feature_maps(predictor.model, inputs.to(next(predictor.model.parameters()).device)))
 
 
+class RequestFilter:
+    """Middleware that refuses large requests and the route by which gradio fetches an address for the browser.
+
+    gradio's ``max_file_size`` limits each file of an upload, not the images that other requests can hold.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Dict[str, Any], receive: Any, send: Any) -> None:
+        respond = self.app
+        if scope['type'] == 'http':
+            headers = dict(scope['headers'])
+            if '://' in scope['path']:
+                respond = PlainTextResponse('addresses are not accepted', 403)
+            # Browsers state the size of each request. A chunked request has none.
+            elif b'transfer-encoding' in headers or int(headers.get(b'content-length', 0)) > MAX_REQUEST:
+                respond = PlainTextResponse(f'a request must state its size, at most {MAX_REQUEST} bytes', 413)
+        await respond(scope, receive, send)
+
+
+async def refuse_address(url: str, cache_dir: str) -> str:
+    """Replaces gradio's download of an address that a request gives instead of an uploaded file."""
+    raise page_error(f'{url}: addresses are not accepted, upload the image')
+
+
+def serve(host: str, port: Optional[int] = None, checkpoints: Optional[Path] = None, **options: Any) -> Any:
+    """Serves the page, with restrictions unless ``host`` is a loopback address.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on. None selects a free one.
+        checkpoints: Folder of checkpoints, see :func:`build_app`.
+        options: Further arguments of gradio's ``launch``.
+
+    Returns:
+        The result of gradio's ``launch``.
+    """
+    public = host not in LOOPBACK
+    if public:
+        processing_utils.async_ssrf_protected_download = refuse_address
+        # The history of gradio would let visitors connect this server to the Hugging Face Hub.
+        options.update(
+            max_file_size=MAX_REQUEST, run_history=False, app_kwargs=dict(middleware=[Middleware(RequestFilter)])
+        )
+    # A share link is a tunnel that lets other machines reach a page without restrictions.
+    return build_app(checkpoints, public).launch(server_name=host, server_port=port, share=False, **options)
+
+
 def main() -> None:
-    """Serves the page."""
+    """Parses the command line and serves the page."""
     parser = argparse.ArgumentParser(prog='python -m mmvitzoo.app', description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets other machines read files of this one'
+        '--host',
+        default='127.0.0.1',
+        help='address to listen on (default: %(default)s); with 0.0.0.0, other machines can use the configs of the zoo '
+        'and the checkpoints of --checkpoints',
     )
     parser.add_argument('--port', type=int, default=7860, help='port to listen on (default: %(default)s)')
+    parser.add_argument(
+        '--checkpoints',
+        type=Path,
+        help='folder whose checkpoints are listed on the page; other checkpoints are then refused',
+    )
     args = parser.parse_args()
-    build_app().launch(server_name=args.host, server_port=args.port)
+    if args.checkpoints and not args.checkpoints.is_dir():
+        parser.error(f'--checkpoints must be a folder, got {args.checkpoints}')
+    serve(args.host, args.port, args.checkpoints)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,20 @@
-"""Web page in headless Chromium."""
+"""Web page in headless Chromium, and the restrictions of a page for other machines."""
 
+import json
+import os
 import re
 import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
+from urllib.parse import quote
 
 import mmcv
 import numpy as np
 import pytest
 import torch
 
+import mmvitzoo
 from mmvitzoo import list_models
 from mmvitzoo.checkpoints import save
 from mmvitzoo.inference import load_model
@@ -134,12 +139,202 @@ def test_large_image_is_resized_for_feature_maps(app, tmp_path):
 
 
 @pytest.mark.slow
-def test_command_line_options(app, monkeypatch):
-    calls = []
-    monkeypatch.setattr(app.gr.Blocks, 'launch', lambda page, **options: calls.append(options))
-    monkeypatch.setattr(sys, 'argv', ['app.py', '--host', '0.0.0.0', '--port', '8080'])
+@pytest.mark.parametrize('host, public', [('0.0.0.0', True), ('192.168.0.2', True), ('localhost', False)])
+def test_command_line_options(app, monkeypatch, tmp_path, host, public):
+    built, launched = [], []
+    monkeypatch.setattr(app.processing_utils, 'async_ssrf_protected_download', None)  # restored after the test
+    monkeypatch.setattr(app, 'build_app', lambda *args: built.append(args) or app.gr.Blocks())
+    monkeypatch.setattr(app.gr.Blocks, 'launch', lambda page, **options: launched.append(options))
+    monkeypatch.setattr(sys, 'argv', ['app.py', '--host', host, '--port', '8080', '--checkpoints', str(tmp_path)])
     app.main()
-    assert calls == [dict(server_name='0.0.0.0', server_port=8080)]
+    assert built == [(tmp_path, public)]
+    (options,) = launched
+    assert options.items() >= dict(server_name=host, server_port=8080, share=False).items()
+    assert ('max_file_size' in options) == ('app_kwargs' in options) == public
+
+
+@pytest.mark.slow
+def test_checkpoints_must_be_a_folder(app, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, 'argv', ['app.py', '--checkpoints', str(tmp_path / 'missing')])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert f'--checkpoints must be a folder, got {tmp_path}/missing' in capsys.readouterr().err
+
+
+class Client:
+    """Sends the requests of a browser to a page."""
+
+    def __init__(self, url):
+        import httpx
+
+        self.http = httpx.Client(base_url=f'{url}gradio_api', timeout=TIMEOUT / 1000)
+
+    def upload(self, content):
+        return self.http.post('/upload', files=dict(files=('image.jpg', content)))
+
+    def run(self, config, checkpoint, image, score_thr=0.3):
+        """Returns the event with which the page answers, `complete` or `error`, and its data."""
+        event = self.http.post('/call/run', json=dict(data=[config, checkpoint, image, score_thr])).json()['event_id']
+        answer = self.http.get(f'/call/run/{event}').text
+        event, data = re.search('event: (complete|error)\ndata: (.*)', answer).groups()
+        return event, json.loads(data)
+
+
+def file_data(path):
+    return dict(path=str(path), meta=dict(_type='gradio.FileData'))
+
+
+@pytest.fixture(scope='module')
+def folder(checkpoints):
+    """Creates a folder of checkpoints with symlinks to a checkpoint and a folder outside."""
+    folder = checkpoints / 'public'
+    (folder / 'runs').mkdir(parents=True)
+    outside = checkpoints / f'{CLASSIFIER}.pth'
+    shutil.copy(outside, folder / 'runs/a.pth')
+    shutil.copy(outside, folder / 'replaced.pth')
+    (folder / 'broken.pth').write_text('no checkpoint')
+    (folder / 'notes.txt').write_text('no checkpoint')
+    (folder / 'inside.pth').symlink_to('runs/a.pth')
+    (folder / 'link.pth').symlink_to(outside)
+    (folder / 'linked').symlink_to(checkpoints)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def public(app, folder):
+    """Serves a page for other machines, on a loopback address that is not one of `LOOPBACK`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, 'TIMING_SECONDS', 0)
+        patch.setattr(app.processing_utils, 'async_ssrf_protected_download', None)  # restored after the tests
+        server, url, _ = app.serve('127.0.0.2', None, folder, prevent_thread_lock=True, quiet=True)
+        yield Client(url)
+        server.get_blocks().close()
+
+
+@pytest.fixture(scope='module')
+def image(workspace):
+    return sorted((workspace / 'data/mini/val').glob('*.jpg'))[0]
+
+
+@pytest.fixture(scope='module')
+def uploaded(public, image):
+    (path,) = public.upload(image.read_bytes()).json()
+    return path
+
+
+@pytest.mark.slow
+def test_public_page_runs_listed_configs_and_checkpoints(public, image, uploaded):
+    assert public.http.get(f'/file={uploaded}').content == image.read_bytes()
+    for checkpoint, random in (('runs/a.pth', False), ('inside.pth', False), ('', True), (None, True)):
+        event, data = public.run(CLASSIFIER, checkpoint, file_data(uploaded))
+        assert event == 'complete' and '1.2 M parameters' in data[2]
+        assert ('The weights are random' in data[2]) == random
+    event, data = public.run(CLASSIFIER, 'broken.pth', file_data(uploaded))
+    assert event == 'error' and data['error'].startswith('broken.pth: ')  # without the path of the folder
+
+
+@pytest.mark.slow
+def test_public_page_refuses_other_configs(app, public, uploaded, tmp_path):
+    executed = tmp_path / 'executed'
+    config = tmp_path / 'config.py'
+    config.write_text(f'open({str(executed)!r}, "w").close()')
+    zoo = next(Path(mmvitzoo.__file__).parents[1].glob(f'configs/*/{CLASSIFIER}.py'))
+    relative = os.path.relpath(config)
+    assert relative.startswith('..')
+    for name in map(str, (zoo, config, tmp_path / 'missing.py', relative, f'file://{config}', 'http://127.0.0.1/a.py')):
+        event, data = public.run(name, '', file_data(uploaded))
+        assert event == 'error' and data['error'] == f'Value: {name} is not in the list of choices: {list_models()}'
+        with pytest.raises(app.gr.Error, match='choose one of the list') as error:  # without the check of the dropdown
+            app.run(name, '', uploaded, 0.3, public=True)
+        assert error.value.message == f'{name}: no such config, choose one of the list'
+    event, data = public.run([CLASSIFIER], '', file_data(uploaded))  # passes the check of the dropdown
+    assert event == 'error' and data['error'] == f'{[CLASSIFIER]}: no such config, choose one of the list'
+    assert not executed.exists()
+
+
+@pytest.mark.slow
+def test_public_page_refuses_other_checkpoints(app, public, folder, checkpoints, uploaded):
+    """The answer is the same for files that exist and files that do not."""
+    names = [
+        folder / 'runs/a.pth',
+        checkpoints / f'{CLASSIFIER}.pth',
+        checkpoints / 'missing.pth',
+        f'../{CLASSIFIER}.pth',
+        '../missing.pth',
+        'runs/../runs/a.pth',
+        'link.pth',
+        f'linked/{CLASSIFIER}.pth',
+        'notes.txt',
+        uploaded,
+        'http://127.0.0.1/a.pth',
+        'https://example.com/a.pth',
+        f'file://{checkpoints}/{CLASSIFIER}.pth',
+    ]
+    choices = ['', 'broken.pth', 'inside.pth', 'replaced.pth', 'runs/a.pth']
+    for name in map(str, names):
+        event, data = public.run(CLASSIFIER, name, file_data(uploaded))
+        assert event == 'error' and data['error'] == f'Value: {name} is not in the list of choices: {choices}'
+        with pytest.raises(app.gr.Error) as error:  # without the check of the dropdown
+            app.run(CLASSIFIER, name, uploaded, 0.3, folder=folder, public=True)
+        assert error.value.message == f'{name}: no such checkpoint, choose one of the list'
+    with pytest.raises(app.gr.Error, match='no such checkpoint'):
+        app.run(CLASSIFIER, str(folder / 'runs/a.pth'), uploaded, 0.3, public=True)  # no folder, no checkpoints
+
+    replaced = folder / 'replaced.pth'  # a file when the page was built
+    replaced.unlink()
+    replaced.symlink_to(checkpoints / f'{CLASSIFIER}.pth')
+    for name in ('replaced.pth', ['runs/a.pth']):  # pass the check of the dropdown
+        event, data = public.run(CLASSIFIER, name, file_data(uploaded))
+        assert event == 'error' and data['error'] == f'{name}: no such checkpoint, choose one of the list'
+
+
+@pytest.mark.slow
+def test_public_page_fetches_no_address(public, uploaded):
+    url = 'https://example.com/image.jpg'
+    refused = f'{url}: addresses are not accepted, upload the image'
+    # gradio downloads the address of a file in the value of any input.
+    for image, score_thr in ((file_data(url), 0.3), (file_data(uploaded), file_data(url))):
+        event, data = public.run(CLASSIFIER, '', image, score_thr)
+        assert event == 'error' and data['error'] == refused
+    for path in (f'/file={url}', f'/file/{url}', f'/proxy={url}', f'/file={url.replace(":", "%3A")}'):
+        answer = public.http.get(path)
+        assert (answer.status_code, answer.text) == (403, 'addresses are not accepted')
+
+
+@pytest.mark.slow
+def test_public_page_serves_no_other_file(public, folder, uploaded):
+    root = Path(mmvitzoo.__file__).parents[1]
+    config = next(root.glob(f'configs/*/{CLASSIFIER}.py'))
+    files = ['/etc/passwd', root / 'configs', config, os.path.relpath(config), folder / 'runs/a.pth', '/missing']
+    files += [f'{uploaded}/../../../../../../etc/passwd', 'file:///etc/passwd']
+    for file in map(str, files):
+        for route in ('/file=', '/file/'):
+            assert public.http.get(route + quote(file, safe='')).status_code == 403, file
+        event, data = public.run(CLASSIFIER, '', file_data(file))  # as the image
+        assert event == 'error' and data['error'] is None, file
+    assert str(folder) not in public.http.get('../config').text
+
+
+@pytest.mark.slow
+def test_public_page_limits_requests(app, public):
+    content = b'0' * app.MAX_REQUEST
+    multipart = {'Content-Type': 'multipart/form-data; boundary=x'}
+    answers = [
+        public.upload(content),  # with its header, the request is larger
+        public.http.post('/upload', headers=multipart, content=iter([content])),  # chunked
+        public.http.post('/call/run', json=dict(data=[CLASSIFIER, '', dict(url=f'data:,{content}'), 0.3])),
+    ]
+    assert [answer.status_code for answer in answers] == [413, 413, 413]
+    assert public.http.post('/run-history/connect').status_code == 404
+
+
+@pytest.mark.slow
+def test_local_page_with_a_folder_of_checkpoints(app, folder, checkpoints, image, monkeypatch):
+    monkeypatch.setattr(app, 'TIMING_SECONDS', 0)
+    config = next(Path(mmvitzoo.__file__).parents[1].glob(f'configs/*/{CLASSIFIER}.py'))
+    assert '1.2 M parameters' in app.run(str(config), 'runs/a.pth', str(image), 0.3, folder=folder)[2]
+    with pytest.raises(app.gr.Error, match=f'{CLASSIFIER}.pth: no such checkpoint, choose one of the list'):
+        app.run(CLASSIFIER, str(checkpoints / f'{CLASSIFIER}.pth'), str(image), 0.3, folder=folder)
 
 
 def test_gradio_is_optional(monkeypatch):
