@@ -221,7 +221,8 @@ def test_out_types_equal_mmpretrain(out_type):
     from mmpretrain.models import VisionTransformer
 
     arch = dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)
-    theirs = VisionTransformer(arch, img_size=64, out_type=out_type, out_indices=(0, 1)).eval()
+    theirs = VisionTransformer(arch, img_size=64, out_type=out_type, out_indices=(0, 1))
+    theirs.eval()  # returns None
     ours = PlainViT(
         dict(embed_dims=48, num_layers=2, num_heads=3, mlp_ratio=2), img_size=64, out_type=out_type, out_indices=(0, 1)
     ).eval()
