@@ -1,6 +1,7 @@
 """Authors' checkpoints through every function and tool that loads one into a whole model."""
 
 import sys
+from importlib.metadata import packages_distributions
 
 import pytest
 import torch
@@ -170,6 +171,20 @@ def test_tool_evaluates_authors_detector(files, mock_datasets, run_tool, tmp_pat
     options = 'test_dataloader.dataset.indices=2 test_dataloader.num_workers=0 test_dataloader.persistent_workers=False'
     command = f'tools/test.py configs/mpvit/{DETECTOR}.py {files["detector"][0]} --work-dir {tmp_path}'
     assert 'Converted the checkpoint from the mpvit/detectron2 layout' in run_tool(f'{command} --cfg-options {options}')
+
+
+@pytest.mark.slow
+def test_mim_tests_and_trains_authors_detector(files, mock_datasets, run, tmp_path):
+    """Through custom_imports alone, without the tools of this package."""
+    mim = f'{{}} {packages_distributions()["mmdet"][0]} configs/mpvit/{DETECTOR}.py --gpus 0 --work-dir {tmp_path}'
+    options = '--cfg-options test_dataloader.dataset.indices=2 val_dataloader.dataset.indices=2 train_cfg.max_iters=1'
+    file, _ = files['detector']
+    tested = run(f'mim {mim.format("test")} --checkpoint {file} {options}')
+    assert 'Converted the checkpoint from the mpvit/detectron2 layout' in tested
+    options += ' train_dataloader.batch_size=1 train_dataloader.dataset.indices=2 model.backbone.init_cfg=None'
+    file, _ = files['official MPViT']
+    trained = run(f'mim {mim.format("train")} {options} load_from={file}')
+    assert 'Converted the checkpoint from the mpvit/official layout' in trained
 
 
 def test_tool_names_missing_pretrained_weights_before_it_trains(workspace, run_tool, monkeypatch):

@@ -203,8 +203,9 @@ class ReductionStem(nn.Sequential):
 class ViTAE(PlainViT):
     """ViTAE (https://arxiv.org/abs/2106.03348) as a backbone of ViTDet (https://arxiv.org/abs/2203.16527).
 
-    Every map has stride 16 and ``embed_dims`` channels. Relative positions follow the authors' ViTDet repository, and
-    the last map is normalized. See :class:`.Backbone` for the arguments that all backbones share.
+    Every map has stride 16 and ``embed_dims`` channels. Relative positions follow the authors' ViTDet repository and
+    start from zero, as there. The last map is normalized. See :class:`.Backbone` for the arguments that all backbones
+    share.
 
     Args:
         arch: ``'base'``, ``'small'``, or a dict of ``embed_dims`` (a multiple of 4), ``num_layers``, ``num_heads``,

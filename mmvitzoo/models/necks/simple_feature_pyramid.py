@@ -16,7 +16,8 @@ class SimpleFeaturePyramid(BaseModule):
     """Feature pyramid built from the last feature map of a plain backbone.
 
     Each level rescales the map by transposed convolutions or max pooling. A 1 x 1 and a 3 x 3 convolution follow, each
-    with a norm and without activation. There is no top-down path.
+    with a norm and without activation. There is no top-down path. Levels double or halve the sides of the input map, so
+    they have the sizes that heads expect of a stride for images that 32 divides (``pad_size_divisor=32``).
 
     Args:
         in_channels: Channels of the input map.
