@@ -1,4 +1,8 @@
-"""Recognizes a checkpoint and renames it to this package's names."""
+"""Recognizes a checkpoint and renames it to this package's names.
+
+A layout is how one source, such as timm, names the weights of one family. A source may have several, such as one for a
+whole detector and one for its backbone.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -19,11 +23,12 @@ class ConversionResult:
     """Result of :func:`convert`.
 
     Attributes:
-        state_dict: Weights in whole-model names: ``backbone.*``, ``head.fc.*``, ``decode_head.*``.
+        state_dict: Weights with the names of a whole model of this package: ``backbone.*``, ``head.fc.*``,
+            ``decode_head.*``.
         family: Family of the backbone, such as ``'mpvit'``.
-        source: Name of the layout that was recognized.
+        source: Source of the names that were recognized, such as ``'timm'``.
         backbone_cfg: Config of a backbone that loads these weights with ``strict=True``.
-        assumed: Arguments of the backbone that shapes do not tell, with the values that were assumed.
+        assumed: Arguments of the backbone that cannot be inferred from shapes, with their assumed values.
         dropped: Keys that were left out on purpose, with the reason.
     """
 
@@ -65,28 +70,32 @@ def convert(
 
     Raises:
         CheckpointError: The family or layout is unknown. A key has no rule, or the model does not support it. A weight
-            that tells the variant is missing or misshapen. Copies of a shared tensor differ.
+            has no elements. No config can be inferred, since weights are missing or misshapen. Copies of a shared
+            tensor differ.
     """
     layout = _recognize(state_dict, family, source)
     name = f'{layout.family}/{layout.source}'
     renamed, dropped = _rename(state_dict, layout)
     empty = [key for key, value in renamed.items() if key.startswith(PREFIX) and not value.numel()]
     if empty:
-        raise CheckpointError(f'{name} with empty weights (in our names): {empty[0]}')
+        raise CheckpointError(f'{name}: {empty[0]} (name after conversion) has no elements')
     try:
         if layout.postprocess:
             layout.postprocess(renamed, dropped)
+    except ValueError as error:
+        raise CheckpointError(f'{name}: {error} (name after conversion)') from error
+    try:
         backbone_cfg, assumed = MODELS.get(layout.model_name).infer_cfg(_backbone_weights(renamed))
     except ValueError as error:
-        raise CheckpointError(f'{name} with missing or misshapen weights (in our names): {error}') from error
+        raise CheckpointError(f'{name}: no config can be inferred from the converted weights: {error}') from error
     return ConversionResult(renamed, layout.family, layout.source, backbone_cfg, assumed, dropped)
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:
-    """Renames weights from this package's names to another layout, the way back of :func:`convert`.
+    """Renames weights from this package's names to another layout, the inverse of :func:`convert`.
 
     Args:
-        state_dict: Weights in whole-model names, such as :attr:`ConversionResult.state_dict`.
+        state_dict: Weights with the names of a whole model, such as :attr:`ConversionResult.state_dict`.
         family: Family of the weights, such as ``'plainvit'``.
         source: Layout to write, such as ``'timm'``.
 
@@ -96,7 +105,7 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
     Raises:
         CheckpointError: The family or layout is unknown, or has no name for some weights.
     """
-    layout = _select_layouts(family, source)[0]  # of layouts with one name, the first is the one to write
+    layout = _select_layouts(family, source)[0]  # if a source has several layouts, the first is written
     rules = layout.inverse_rules()
     if layout.preprocess_export:
         state_dict = layout.preprocess_export(state_dict)

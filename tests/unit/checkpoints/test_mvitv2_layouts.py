@@ -96,7 +96,7 @@ def test_early_stages_of_a_published_variant(out_indices):
 
 
 def test_early_stages_of_an_unpublished_variant_are_refused():
-    with pytest.raises(CheckpointError, match=r'mvitv2/mmvitzoo .* \(in our names\): blocks.3 is missing'):
+    with pytest.raises(CheckpointError, match=r'mvitv2/mmvitzoo: no config .*: blocks.3 is missing'):
         convert(mvitv2(out_indices=(0, 1)).state_dict())
 
 

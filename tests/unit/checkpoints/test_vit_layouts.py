@@ -338,5 +338,5 @@ def test_misshapen_or_missing_weight_is_named(source, key, value, message):
         del weights[key]
     else:
         weights[key] = value
-    with pytest.raises(CheckpointError, match=f'plainvit/{source} with missing or misshapen weights .*{message}'):
+    with pytest.raises(CheckpointError, match=f'plainvit/{source}: .*{message}'):
         convert(weights)
