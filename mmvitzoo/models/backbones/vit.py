@@ -310,12 +310,21 @@ class PlainViT(Backbone):
         return torch.cat([cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], 1)
 
     def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
+        for tokens, size in self._block_outputs(x):
+            yield self._split(tokens, size)
+
+    def _block_outputs(self, x: Tensor) -> Iterator[Tuple[Tensor, Sequence[int]]]:
+        """Yields the output of each block, (B, H', W', C) or (B, 1 + H' * W', C) with a class token, and (H', W')."""
         x = self.patch_embed(x)  # (B, H', W', C)
         size = x.shape[1:3]
-        x = self._pos_embed(x)  # (B, H', W', C), or (B, 1 + H' * W', C) with a class token
+        x = self._pos_embed(x)
         for block in self.blocks:
             x = block(x)
-            yield (x[:, 1:].unflatten(1, size), x[:, :1]) if self.with_cls_token else (x, None)
+            yield x, size
+
+    def _split(self, x: Tensor, size: Sequence[int]) -> Tuple[Tensor, Optional[Tensor]]:
+        """Returns the map of (B, H', W', C), and the class token of (B, 1, C) or None."""
+        return (x[:, 1:].unflatten(1, size), x[:, :1]) if self.with_cls_token else (x, None)
 
     def output_norm(self, index: int) -> nn.Module:
         """Returns the last norm for the very last block, and an identity for others."""
@@ -337,20 +346,20 @@ class PlainViT(Backbone):
         """
         self.check_input(x)
         outs = []
-        for i, (y, cls_token) in enumerate(self.stage_maps(x)):
+        for i, (x, size) in enumerate(self._block_outputs(x)):
             if i not in self.out_indices:
                 continue
-            norm = self.output_norm(i)
+            out = self.output_norm(i)(x)
+            y, cls_token = self._split(out, size)
             if self.out_type == 'cls_token':
-                outs.append(norm(cls_token)[:, 0])
+                outs.append(cls_token[:, 0])
             elif self.out_type == 'avg_featmap':
-                outs.append(self.fc_norm(norm(y).mean((1, 2))))
+                outs.append(self.fc_norm(y.mean((1, 2))))
             elif self.out_type == 'raw':
-                tokens = y.flatten(1, 2)
-                outs.append(norm(tokens if cls_token is None else torch.cat([cls_token, tokens], 1)))
+                outs.append(out if self.with_cls_token else out.flatten(1, 2))
             else:
-                feature_map = norm(y).permute(0, 3, 1, 2).contiguous()
-                outs.append((feature_map, norm(cls_token)[:, 0]) if self.output_cls_token else feature_map)
+                feature_map = y.permute(0, 3, 1, 2).contiguous()
+                outs.append((feature_map, cls_token[:, 0]) if self.output_cls_token else feature_map)
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
