@@ -346,10 +346,10 @@ class PlainViT(Backbone):
         """
         self.check_input(x)
         outs = []
-        for i, (x, size) in enumerate(self._block_outputs(x)):
+        for i, (tokens, size) in enumerate(self._block_outputs(x)):
             if i not in self.out_indices:
                 continue
-            out = self.output_norm(i)(x)
+            out = self.output_norm(i)(tokens)
             y, cls_token = self._split(out, size)
             if self.out_type == 'cls_token':
                 outs.append(cls_token[:, 0])
