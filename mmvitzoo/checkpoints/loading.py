@@ -90,7 +90,7 @@ def prepare_checkpoint(runner: Union[Runner, FlexibleRunner], checkpoint: Dict[s
     """
     if not any(isinstance(module, Backbone) for module in runner.model.modules()):
         return
-    content, file = checkpoint.get('state_dict', checkpoint), runner._load_from
+    content, file = checkpoint.get('state_dict', checkpoint), runner._load_from or 'checkpoint'
     model = _unwrap_model(runner.model)
     try:
         weights = match_names(model, content)
@@ -100,7 +100,9 @@ def prepare_checkpoint(runner: Union[Runner, FlexibleRunner], checkpoint: Dict[s
         raise CheckpointError(f'{file}: MMEngine did not write it, so no training can resume from it; use load_from')
     parts = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
     absent = [part for part in parts if not any(key.startswith(f'{part}.') for key in weights)]
-    if absent and not isinstance(runner._train_loop, BaseLoop):
+    # Loops are built when train, val or test is called.
+    trains, *evaluates = (isinstance(x, BaseLoop) for x in (runner._train_loop, runner._val_loop, runner._test_loop))
+    if absent and any(evaluates) and not trains:
         raise CheckpointError(f'{file}: has no weights of {", ".join(absent)}, so the model cannot be evaluated')
     if absent:
         print_log(f'{file}: has no weights of {", ".join(absent)}, initial values are kept', logger='current')
