@@ -292,7 +292,7 @@ class MPViT(Backbone):
                     layers.append(AttentionLayer(first + block, i, f'path {side} x {side}', attn, stride, stride))
         return layers
 
-    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, None]]:
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)

@@ -347,7 +347,7 @@ class MViTv2(Backbone):
             stride = q_stride
         return layers
 
-    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, None]]:
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
         x = self.patch_embed(x)
         for stage in range(self.out_indices[-1] + 1):
             for block in self.blocks[self.starts[stage] : self.starts[stage + 1]]:

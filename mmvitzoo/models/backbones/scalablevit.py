@@ -304,7 +304,7 @@ class ScalableViT(Backbone):
                 layers.append(layer)
         return layers
 
-    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, None]]:
+    def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
         for stage, blocks in enumerate(self.stages):
             x = self.patch_embeds[stage](x)  # (B, C, H, W) -> (B, H', W', C')
             for i, block in enumerate(blocks):
