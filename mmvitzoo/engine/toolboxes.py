@@ -74,7 +74,9 @@ def call_when_imported(callbacks: Dict[str, Callable[[ModuleType], None]]) -> No
 def _published_weights(name: str) -> Tuple[Optional[str], str]:
     """Returns the address of the weights of a config, or None, and the text of its metafile about weights."""
     metafile = zoo.config_files()[name].parent / 'metafile.yml'
-    text = next(model['Weights'] for model in load(metafile)['Models'] if model['Name'] == name)
+    text = next(
+        model.get('Weights', 'none are published') for model in load(metafile)['Models'] if model['Name'] == name
+    )
     return (text if '://' in text else None), text
 
 
@@ -133,7 +135,7 @@ def _extend_model_hub(module: ModuleType) -> None:
         model = hub._models_dict[name]
         if name not in names:
             del hub._models_dict[name]  # detectors and segmentors, which MMPretrain cannot build
-        elif '://' not in model.weights:
+        elif '://' not in (model.weights or ''):
             model.weights = None  # MMPretrain warns and keeps random weights instead of opening the text as a file
 
     @wraps(get)
