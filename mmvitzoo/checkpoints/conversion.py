@@ -128,9 +128,10 @@ def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Opt
     layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
     if layout is None or layout not in allowed:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
-        found = f', but {layout.family}/{layout.source}' if layout else ''
+        if layout:
+            raise CheckpointError(f'the keys fit no{wanted} layout, but {layout.family}/{layout.source}')
         raise CheckpointError(
-            f'the keys fit no{wanted} layout{found}; the layouts are {_layout_names()}; '
+            f'the keys fit no{wanted} layout; the layouts are {_layout_names()}; '
             f'first keys: {", ".join(list(state_dict)[:5])}'
         )
     return layout

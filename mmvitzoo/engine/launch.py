@@ -34,11 +34,14 @@ def run_toolbox_script(name: str) -> None:
         SystemExit: No config is given, or its ``default_scope`` is not one of the three toolboxes. That toolbox is not
             installed or has no such script. A checkpoint does not exist or does not fit.
     """
-    path = next((arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))), None)
+    files = [arg for arg in sys.argv[1:] if arg.endswith(('.py', '.yaml', '.yml', '.json'))]
+    names = [arg for arg in sys.argv[1:2] if not arg.startswith('-')]
+    path = next(iter(files + names), None)
     if path is None:
         print(f'usage: {name}.py CONFIG [arguments of the toolbox; {name}.py CONFIG -h lists them]')
         sys.exit('-h' not in sys.argv and '--help' not in sys.argv)
     config = read_config(path)
+    sys.argv[sys.argv.index(path)] = str(config.filename)  # the toolboxes take no names
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
         # The user's options stay last, since the last one of a name counts.
         index = sys.argv.index('--cfg-options') if '--cfg-options' in sys.argv else len(sys.argv)

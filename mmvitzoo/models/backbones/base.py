@@ -201,6 +201,10 @@ class Backbone(BaseModule):
         """Returns the norm of the map with this index, or an identity."""
         return getattr(self, f'norm{index}', self.no_norm)
 
+    def intermediate_norm(self, index: int) -> nn.Module:
+        """Returns the norm of :meth:`forward_intermediates` for the map with this index."""
+        return self.output_norm(index)
+
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Computes the maps in ``out_indices``.
 
@@ -238,7 +242,7 @@ class Backbone(BaseModule):
             x: Images, (B, 3, H, W), H and W at least one patch.
             indices: Indices of the maps; a number n takes the last n, None takes all.
             return_prefix_tokens: Return pairs of a map and its prefix tokens, (B, P, C), where the model has any.
-            norm: Apply the output norms.
+            norm: Apply the output norms, as far as they are built; in a plain backbone the last norm to every map.
             stop_early: Stop after the last of ``indices``.
             output_fmt: ``'NCHW'`` or ``'NHWC'``.
             intermediates_only: Return the list of maps alone.
@@ -264,21 +268,18 @@ class Backbone(BaseModule):
 
         maps: List[Any] = []
         for i, (y, prefix) in enumerate(self.stage_maps(x)):
-            output_norm = self.output_norm(i)
+            final_norm = self.intermediate_norm(i)
             if i in wanted:
-                tokens = prefix
-                if norm:
-                    y_out, tokens = output_norm(y), None if prefix is None else output_norm(prefix)
-                else:
-                    y_out = y
-                maps.append((layout(y_out), tokens) if return_prefix_tokens and prefix is not None else layout(y_out))
+                map_norm = final_norm if norm else self.no_norm
+                out = layout(map_norm(y))
+                maps.append((out, map_norm(prefix)) if return_prefix_tokens and prefix is not None else out)
             if i == wanted[-1] and (stop_early or intermediates_only):
                 break
         if intermediates_only:
             return maps
         if prefix is None:
-            return layout(output_norm(y)), maps
-        return output_norm(torch.cat([prefix, y.flatten(1, 2)], 1)), maps
+            return layout(final_norm(y)), maps
+        return final_norm(torch.cat([prefix, y.flatten(1, 2)], 1)), maps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switches activation checkpointing of all blocks, as timm's method of this name does.

@@ -330,6 +330,10 @@ class PlainViT(Backbone):
         """Returns the last norm for the very last block, and an identity for others."""
         return self.norm if index == self.arch['num_layers'] - 1 else self.no_norm
 
+    def intermediate_norm(self, index: int) -> nn.Module:
+        """Returns the last norm for every block, as timm does."""
+        return self.norm
+
     def forward(self, x: Tensor) -> Tuple[Union[Tensor, Tuple[Tensor, Tensor]], ...]:
         """Computes the maps, tokens or means of the blocks in ``out_indices``.
 
