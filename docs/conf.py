@@ -26,7 +26,7 @@ extensions = [
     'sphinx.ext.viewcode',
     'sphinx_copybutton',
 ]
-exclude_patterns = ['_build']
+exclude_patterns = ['jupyter_execute', '_build']
 nitpicky = True
 # References to names of other packages have no target.
 nitpick_ignore_regex = [('py:.*', r'(?!mmvitzoo).*')]

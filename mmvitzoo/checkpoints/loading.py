@@ -9,13 +9,14 @@ import os
 import pickle
 from contextlib import suppress
 from functools import wraps
-from typing import Any, Callable, Dict, Mapping, Optional, Union
+from typing import Any, Callable, Dict, Mapping, Optional
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop, FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
 from .conversion import convert
@@ -29,7 +30,7 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
     """Returns the weights of a checkpoint in the names of a model.
 
     Args:
-        model: Model or backbone. Without a backbone of this package, ``content`` is returned as it is.
+        model: Model or backbone. If it is sharded or has no backbone of this package, ``content`` is returned as it is.
         content: State dict, or the content of a file that wraps one, in the names of the model or in any layout that
             :func:`mmvitzoo.checkpoints.convert` knows.
 
@@ -42,7 +43,8 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
     """
     model = _unwrap_model(model)
     name, backbone = next(((x, y) for x, y in model.named_modules() if isinstance(y, Backbone)), ('', None))
-    if backbone is None:
+    sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    if backbone is None or sharded:  # a sharded model does not tell its names, and loads with strict=True
         return content
     expected = {key: value for key, value in model.state_dict().items() if 'num_batches_tracked' not in key}
     inside = [key for key in expected if key.startswith(f'{name}.' if name else '')]
@@ -77,7 +79,7 @@ def _fits(key: str, own: Tensor, loaded: Optional[Tensor]) -> bool:
     return loaded is not None and (loaded.shape == own.shape or f'.{key}'.endswith(RESIZED))
 
 
-def prepare_checkpoint(runner: Union[Runner, FlexibleRunner], checkpoint: Dict[str, Any]) -> None:
+def prepare_checkpoint(runner: Runner, checkpoint: Dict[str, Any]) -> None:
     """Renames the weights of a checkpoint that a runner has read, in place.
 
     Args:
@@ -115,8 +117,7 @@ def extend_mmengine() -> None:
     if getattr(mmengine_checkpoint.load_state_dict, 'extended', False):
         return
     mmengine_checkpoint.load_state_dict = _extend_load_state_dict(mmengine_checkpoint.load_state_dict)
-    for runner in (Runner, FlexibleRunner):
-        runner.call_hook = _extend_call_hook(runner.call_hook)
+    Runner.call_hook = _extend_call_hook(Runner.call_hook)
     loader.register_scheme('', _load_local, force=True)
     loader.register_scheme(('http://', 'https://'), _load_http, force=True)
 
