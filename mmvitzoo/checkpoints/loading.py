@@ -41,12 +41,11 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
         CheckpointError: The layout is unknown, or the weights belong to another model: less than half of the tensors
             of the model and of its backbone are in the file, or have another shape there.
     """
-    model = _unwrap_model(model)
-    name, backbone = next(((x, y) for x, y in model.named_modules() if isinstance(y, Backbone)), ('', None))
-    sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    if backbone is None or sharded:  # a sharded model does not tell its names, and loads with strict=True
+    if not _is_supported(model):
         return content
-    expected = {key: value for key, value in model.state_dict().items() if 'num_batches_tracked' not in key}
+    model = _unwrap_model(model)
+    name, backbone = next((name, module) for name, module in model.named_modules() if isinstance(module, Backbone))
+    expected = _expected(model)
     inside = [key for key in expected if key.startswith(f'{name}.' if name else '')]
     if 2 * sum(key in content for key in inside) >= len(inside):
         weights = content
@@ -69,6 +68,17 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
     return weights
 
 
+def _is_supported(model: nn.Module) -> bool:
+    """Returns whether a model has a backbone of this package and is not sharded: parts of FSDP have no full names."""
+    modules = list(model.modules())
+    sharded = any(isinstance(module, FullyShardedDataParallel) for module in modules)
+    return not sharded and any(isinstance(module, Backbone) for module in modules)
+
+
+def _expected(model: nn.Module) -> Dict[str, Tensor]:
+    return {key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')}
+
+
 def _unwrap_model(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
@@ -87,28 +97,28 @@ def prepare_checkpoint(runner: Runner, checkpoint: Dict[str, Any]) -> None:
         checkpoint: Content of the file.
 
     Raises:
-        CheckpointError: As in :func:`match_names`. Or the runner resumes from a file that MMEngine did not write, or
-            evaluates a model of which a whole part is not in the file.
+        CheckpointError: The file belongs to another model, see :func:`match_names`. The runner resumes from a file that
+            MMEngine did not write. Or it evaluates a model and the file lacks some of its weights.
     """
-    if not any(isinstance(module, Backbone) for module in runner.model.modules()):
+    if not _is_supported(runner.model):
         return
-    content, file = checkpoint.get('state_dict', checkpoint), runner._load_from or 'checkpoint'
-    model = _unwrap_model(runner.model)
+    file = runner._load_from or 'checkpoint'
     try:
-        weights = match_names(model, content)
+        weights = match_names(runner.model, checkpoint.get('state_dict', checkpoint))
     except CheckpointError as error:
         raise CheckpointError(f'{file}: {error}') from None
     if runner._resume and 'message_hub' not in checkpoint:
         raise CheckpointError(f'{file}: MMEngine did not write it, so no training can resume from it; use load_from')
-    parts = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
-    absent = [part for part in parts if not any(key.startswith(f'{part}.') for key in weights)]
-    # Loops are built when train, val or test is called.
+    # Loops are built when train, val or test is called. A training may start from a part of the weights: MMEngine
+    # warns of the others. An evaluation may not.
     trains, *evaluates = (isinstance(x, BaseLoop) for x in (runner._train_loop, runner._val_loop, runner._test_loop))
-    if absent and any(evaluates) and not trains:
-        raise CheckpointError(f'{file}: has no weights of {", ".join(absent)}, so the model cannot be evaluated')
-    if absent:
-        print_log(f'{file}: has no weights of {", ".join(absent)}, initial values are kept', logger='current')
-    checkpoint['state_dict'] = weights
+    missing = [key for key in _expected(_unwrap_model(runner.model)) if key not in weights]
+    if missing and any(evaluates) and not trains:
+        raise CheckpointError(
+            f'{file}: lacks {len(missing)} weights of {type(_unwrap_model(runner.model)).__name__}, such as '
+            f'{missing[-1]}, so the model cannot be evaluated'
+        )
+    checkpoint['state_dict'] = dict(weights) if weights is checkpoint else weights
 
 
 def extend_mmengine() -> None:
@@ -117,6 +127,7 @@ def extend_mmengine() -> None:
     if getattr(mmengine_checkpoint.load_state_dict, 'extended', False):
         return
     mmengine_checkpoint.load_state_dict = _extend_load_state_dict(mmengine_checkpoint.load_state_dict)
+    mmengine_checkpoint._load_checkpoint_to_model = _extend_load_to_model(mmengine_checkpoint._load_checkpoint_to_model)
     Runner.call_hook = _extend_call_hook(Runner.call_hook)
     loader.register_scheme('', _load_local, force=True)
     loader.register_scheme(('http://', 'https://'), _load_http, force=True)
@@ -131,6 +142,17 @@ def _extend_load_state_dict(original: Callable) -> Callable:
     return load_state_dict
 
 
+def _extend_load_to_model(original: Callable) -> Callable:
+    @wraps(original)
+    def load_checkpoint_to_model(model, checkpoint, *args, **kwargs):
+        result = original(model, checkpoint, *args, **kwargs)
+        if isinstance(result, dict) and _is_supported(model):
+            result.setdefault('meta', {})  # which MMSegmentation's init_model reads from every file
+        return result
+
+    return load_checkpoint_to_model
+
+
 def _extend_call_hook(original: Callable) -> Callable:
     @wraps(original)
     def call_hook(runner, fn_name, **kwargs):
@@ -143,24 +165,14 @@ def _extend_call_hook(original: Callable) -> Callable:
 
 def _load_local(filename: str, map_location: Any) -> Any:
     path = os.path.expanduser(filename)
-    checkpoint = None
     if not os.path.isfile(path) or is_torch_file(path):
         with suppress(pickle.UnpicklingError):  # it holds more than weights, which torch refuses
-            checkpoint = mmengine_checkpoint.load_from_local(filename, map_location)
-    return _with_meta(load(path) if checkpoint is None else checkpoint)
+            return mmengine_checkpoint.load_from_local(filename, map_location)
+    return dict(state_dict=load(path))
 
 
 def _load_http(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
     if not filename.endswith(('.pkl', '.safetensors')):
-        return _with_meta(mmengine_checkpoint.load_from_http(filename, map_location, **kwargs))
+        return mmengine_checkpoint.load_from_http(filename, map_location, **kwargs)
     download_once_per_node(filename)
-    return _with_meta(load(filename))
-
-
-def _with_meta(checkpoint: Any) -> Any:
-    """Adds the entry ``meta``, which MMSegmentation expects in every file."""
-    if not isinstance(checkpoint, dict) or 'meta' in checkpoint:
-        return checkpoint
-    if any(isinstance(value, Tensor) for value in checkpoint.values()):
-        checkpoint = dict(state_dict=checkpoint)
-    return dict(checkpoint, meta={})
+    return dict(state_dict=load(filename))

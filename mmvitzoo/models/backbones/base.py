@@ -106,17 +106,14 @@ class Backbone(BaseModule):
         self.arch = self._resolve_arch(arch)
         self.embed_dims, self.num_layers = self.arch['embed_dims'], self.arch['num_layers']
         indices = (out_indices,) if isinstance(out_indices, int) else out_indices
-        if isinstance(indices, Sequence) and all(isinstance(i, int) for i in indices):
-            indices = tuple(i + num_outputs if i < 0 else i for i in indices)
-        else:
+        if not isinstance(indices, Sequence) or not all(isinstance(i, int) for i in indices):
             self._fail(f'out_indices is a sequence of numbers or one number, got {out_indices!r}')
-        self._check_increasing('out_indices', indices, range(num_outputs))
-        out_indices = indices
+        self.out_indices = tuple(i + num_outputs if i < 0 else i for i in indices)
+        self._check_increasing('out_indices', self.out_indices, range(num_outputs))
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             self._fail(f'drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}')
-        if frozen_stages not in range(-1, out_indices[-1] + 2):
-            self._fail(f'frozen_stages is a number from -1 to {out_indices[-1] + 1}, got {frozen_stages!r}')
-        self.out_indices = tuple(out_indices)
+        if frozen_stages not in range(-1, self.out_indices[-1] + 2):
+            self._fail(f'frozen_stages is a number from -1 to {self.out_indices[-1] + 1}, got {frozen_stages!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.no_norm = nn.Identity()

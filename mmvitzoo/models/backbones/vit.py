@@ -129,8 +129,9 @@ class PlainViT(Backbone):
         use_rel_pos: Add decomposed relative positions in every block.
         rel_pos_std: Standard deviation of the initial relative positions. Published models start from 0; a small
             model without pretraining learns sooner from 0.5.
-        rel_pos_scaled: See :class:`.Attention`. Leave False for converted checkpoints: the converter multiplies their
-            tables by the scale. True is for weights that were trained in this package with True.
+        rel_pos_scaled: Compute relative scores from the scaled query, see :class:`.Attention`. Leave False for
+            converted checkpoints: the converter multiplies their tables by the scale. True is for weights that were
+            trained in this package with True.
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         frozen_stages: -1 freezes nothing, 0 the patch embedding, class token and position embedding, k also the first
             k blocks. If all blocks are frozen, so is the last norm.
