@@ -100,12 +100,12 @@ def test_efficient_conv_bn_eval_of_mmengine(form):
 @every_form
 @pytest.mark.parametrize('training', [False, True])
 def test_vmap_over_an_ensemble(form, training):
-    models = [slim(form).train(training) for _ in range(2)]
+    models = [slim(form).double().train(training) for _ in range(2)]
     with torch.no_grad():
         for parameter in models[1].parameters():
             parameter.mul_(1.1)
     params, buffers = torch.func.stack_module_state(models)
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     stateless = copy.deepcopy(models[0]).to('meta').train(training)
 
     def forward(params, buffers):
@@ -114,7 +114,7 @@ def test_vmap_over_an_ensemble(form, training):
     maps = torch.func.vmap(forward, randomness='different')(params, buffers)
     for i, model in enumerate(models):
         for a, b in zip(maps, model(x)):
-            torch.testing.assert_close(a[i], b, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(a[i], b, rtol=1e-9, atol=1e-9)
 
 
 @every_form
