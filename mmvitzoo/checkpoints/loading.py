@@ -54,7 +54,7 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
         if 2 * sum(key in weights for key in inside) < len(inside):
             result = convert(weights, family=backbone.family)
             try:
-                backbone.check_conversion(result)
+                backbone.check_compatible(result)
             except ValueError as error:
                 raise CheckpointError(str(error)) from None
             print_log(f'Converted the checkpoint from the {result.family}/{result.source} layout', logger='current')

@@ -40,7 +40,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     name = type(backbone).__name__
     try:
         result = convert(state_dict, family=backbone.family)
-        backbone.check_conversion(result)
+        backbone.check_compatible(result)
     except ValueError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     try:
@@ -50,7 +50,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         raise CheckpointError(
             f'{checkpoint}: holds {name} of arch {result.description}, which the model is not: {details}'
         ) from None
-    absent = [x for x in backbone.may_lack if not any(re.fullmatch(x, key) for key in result.backbone)]
+    absent = [x for x in backbone.optional_keys if not any(re.fullmatch(x, key) for key in result.backbone)]
     new = [key for key in missing if any(re.fullmatch(x, key) for x in absent)]
     missing = [key for key in missing if key not in new]
     if missing:

@@ -79,8 +79,8 @@ class Backbone(BaseModule):
     out_channels: Tuple[int, ...] = ()
     strides: Tuple[int, ...] = (4, 8, 16, 32)
     overlapping_patches: bool = True
-    # Patterns of weights that a pretrained classifier lacks; they keep their initial values.
-    may_lack: Tuple[str, ...] = ()
+    # Regular expressions of keys that a pretrained classifier lacks; these weights keep their initial values.
+    optional_keys: Tuple[str, ...] = ()
     # Initializes a module by its type, without an init_cfg.
     init_module = staticmethod(init_transformer_weights)
 
@@ -173,7 +173,7 @@ class Backbone(BaseModule):
         """
         check_image(x, self._get_name(), self.strides[0], self.strides[self.out_indices[-1]] if self.norm_trains else 0)
 
-    def check_conversion(self, result: Any) -> None:
+    def check_compatible(self, result: Any) -> None:
         """Refuses weights that fit by name and shape but mean something else here.
 
         Args:

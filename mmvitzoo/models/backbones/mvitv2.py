@@ -241,7 +241,7 @@ class MViTv2(Backbone):
     }
 
     # A classifier has only the last norm.
-    may_lack = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
+    optional_keys = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
     init_module = staticmethod(init_linear_weights)
 
     def __init__(
@@ -321,7 +321,7 @@ class MViTv2(Backbone):
         blocks = range(1, self.arch['num_layers'])
         self._check_increasing('downscale_indices', self.arch['downscale_indices'], blocks, NUM_STAGES - 1)
 
-    def check_conversion(self, result: Any) -> None:
+    def check_compatible(self, result: Any) -> None:
         of_checkpoint = result.backbone_cfg.get('dim_mul_in_attention', True)
         if of_checkpoint != self.dim_mul_in_attention:
             raise ValueError(

@@ -229,7 +229,7 @@ class ScalableViT(Backbone):
     }
 
     # A classifier has only the last norm.
-    may_lack = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
+    optional_keys = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
 
     def __init__(
         self,

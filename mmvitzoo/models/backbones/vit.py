@@ -160,8 +160,8 @@ class PlainViT(Backbone):
     }
 
     overlapping_patches = False
-    # Patterns of weights that a classifier lacks.
-    may_lack = (r'fc_norm\..+', r'blocks\.\d+\.attn\.rel_pos_[hw]', r'blocks\.\d+\.residual\..+')
+    # Keys that a classifier lacks.
+    optional_keys = (r'fc_norm\..+', r'blocks\.\d+\.attn\.rel_pos_[hw]', r'blocks\.\d+\.residual\..+')
     init_module = staticmethod(init_linear_weights)
 
     def __init__(
@@ -268,7 +268,7 @@ class PlainViT(Backbone):
     def _build_block(self, **kwargs: Any) -> nn.Module:
         return Block(self.arch['embed_dims'], self.arch['num_heads'], self.arch['mlp_ratio'], **kwargs)
 
-    def check_conversion(self, result: Any) -> None:
+    def check_compatible(self, result: Any) -> None:
         # The scale is not folded into the tables of ViTAE, a subclass.
         is_folded = result.family == 'plainvit' and result.source != 'mmvitzoo'
         if self.rel_pos_scaled and is_folded and any('rel_pos' in key for key in result.backbone):
