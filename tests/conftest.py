@@ -41,16 +41,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker('slow')
 
 
-def resident_memory():
-    """Returns the resident memory of this process in bytes; 0 where the system does not tell."""
-    with suppress(OSError), open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    return 0
-
-
 def pytest_runtest_teardown(item, nextitem):
-    """Returns freed memory to the system between files, and when a process is large; otherwise it keeps its peak."""
-    if nextitem is None or nextitem.path != item.path or resident_memory() > 2**30:
+    """Returns freed memory to the system after each test file; otherwise a process keeps its peak memory."""
+    if nextitem is None or nextitem.path != item.path:
         gc.collect()
         with suppress(OSError, AttributeError):  # the C library is not glibc
             ctypes.CDLL('libc.so.6').malloc_trim(0)
