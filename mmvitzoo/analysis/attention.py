@@ -83,10 +83,10 @@ def attention_maps(
         if not set(blocks) <= set(range(num_blocks)):
             raise ValueError(f'blocks are from 0 to {num_blocks - 1}, got {", ".join(map(str, blocks))}')
         layers = [layer for layer in layers if layer.block in blocks]
-    inputs: Dict[nn.Module, Tensor] = {}
+    inputs: Dict[nn.Module, Tuple[Any, ...]] = {}
 
     def save_input(attn: nn.Module, args: Tuple[Any, ...]) -> None:
-        inputs[attn] = args[0]
+        inputs[attn] = args
 
     handles = [layer.attn.register_forward_pre_hook(save_input) for layer in layers]
     try:
@@ -99,14 +99,14 @@ def attention_maps(
 
 
 def attention_map(
-    backbone: Backbone, layer: AttentionLayer, x: Tensor, image_size: Tuple[int, int], point: Sequence[int]
+    backbone: Backbone, layer: AttentionLayer, inputs: Sequence[Any], image_size: Tuple[int, int], point: Sequence[int]
 ) -> AttentionMap:
     """Computes the attention weights of one layer for the query at a point.
 
     Args:
         backbone: Backbone of the layer.
         layer: Attention layer.
-        x: Input of the layer, for a batch of one.
+        inputs: Arguments of the layer's ``forward``, for a batch of one.
         image_size: (H, W) in pixels.
         point: (x, y) in pixels.
     """
@@ -126,7 +126,8 @@ def attention_map(
     else:
         side, window, token = max(q_size), 0, layer.num_prefix_tokens + row * q_size[1] + col
         key_indices = F.pad(key_indices, (layer.num_prefix_tokens, 0))
-    weights = layer.attn.attention_weights(x, window, token).cpu()
+    x, *rope = inputs
+    weights = layer.attn.attention_weights(x, window, token, *rope).cpu()
     weights = weights.new_zeros(len(weights), 1 + k_size[0] * k_size[1]).index_add_(1, key_indices, weights)
     top, bottom = query_grid.pixels(row // side * side, side, image_size[0])
     left, right = query_grid.pixels(col // side * side, side, image_size[1])

@@ -4,6 +4,7 @@ A layout is how one source, such as timm, names the weights of one family. A sou
 whole detector and one for its backbone.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -13,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from .layouts import LAYOUTS, Dropped, Layout, Unsupported
-from .reading import CheckpointError
+from .reading import CheckpointError, backbone_metadata, with_metadata
 
 PREFIX = 'backbone.'
 
@@ -24,7 +25,7 @@ class ConversionResult:
 
     Attributes:
         state_dict: Weights with the names of a whole model of this package: ``backbone.*``, ``head.fc.*``,
-            ``decode_head.*``.
+            ``decode_head.*``. They carry metadata that shapes do not tell.
         family: Family of the backbone, such as ``'mpvit'``.
         source: Source of the names that were recognized, such as ``'timm'``.
         backbone_cfg: Config of a backbone that loads these weights with ``strict=True``.
@@ -84,6 +85,11 @@ def convert(
             layout.postprocess(renamed, dropped)
     except ValueError as error:
         raise CheckpointError(f'{name}: {error} (name after conversion)') from error
+    metadata = backbone_metadata(state_dict) or dict(layout.metadata)
+    if layout.square and 'backbone.pos_embed' in renamed:
+        num_patches = renamed['backbone.pos_embed'].shape[1] - ('backbone.cls_token' in renamed)
+        metadata['pos_embed_grid'] = (math.isqrt(num_patches),) * 2
+    renamed = with_metadata(renamed, metadata)
     try:
         backbone_cfg, assumed = MODELS.get(layout.model_name).infer_cfg(_backbone_weights(renamed))
     except ValueError as error:
@@ -186,4 +192,5 @@ def _layout_names() -> str:
 
 
 def _backbone_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    return {key[len(PREFIX) :]: value for key, value in state_dict.items() if key.startswith(PREFIX)}
+    weights = {key[len(PREFIX) :]: value for key, value in state_dict.items() if key.startswith(PREFIX)}
+    return with_metadata(weights, backbone_metadata(state_dict), module='')

@@ -23,7 +23,7 @@ from .conversion import convert
 from .reading import CheckpointError, download_once_per_node, is_torch_file, load, unwrap
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
-RESIZED = ('.pos_embed', '.rel_pos_h', '.rel_pos_w')
+RESIZED = ('.pos_embed', '.rel_pos_h', '.rel_pos_w', '.patch_embed.proj.weight')
 
 
 def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, Any]:

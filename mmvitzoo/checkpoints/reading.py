@@ -1,19 +1,23 @@
 """Reads checkpoint files of every format as flat state dicts."""
 
 import hashlib
+import json
 import os
 import pickle
 import re
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, Mapping, Union
+from typing import Any, Dict, Mapping, Optional, Union
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, get_rank, is_distributed
 from mmengine.logging import print_log
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..models.backbones.vit import METADATA_KEY
 from .safe_pickle import read_arrays, read_torch_legacy, read_torch_zip
 
 # Keys under which training frameworks store the weights, in the order of the search.
@@ -146,7 +150,12 @@ def _read(path: str) -> Any:
         if _is_torch_legacy(start):
             return read_torch_legacy(file, size)
         if start[8:9] == b'{':
-            return load_file(path)
+            weights = load_file(path)
+            with safe_open(path, 'pt') as tensors:
+                metadata = (tensors.metadata() or {}).get(METADATA_KEY)
+            if metadata is not None:
+                weights['_metadata'] = json.loads(metadata)
+            return weights
         if start.startswith(b'\x80'):
             return read_arrays(file, size)
     raise CheckpointError(f'is neither a PyTorch checkpoint nor safetensors nor a pickle; it starts with {start!r}')
@@ -160,6 +169,7 @@ def unwrap(content: Any) -> Dict[str, Tensor]:
 
     Returns:
         Tensors by key, without the prefixes of ``torch.compile``, FSDP, activation checkpointing and data parallelism.
+        Metadata of backbones of this package are kept, as ``nn.Module.state_dict`` returns them.
 
     Raises:
         CheckpointError: There are no weights.
@@ -175,12 +185,13 @@ def unwrap(content: Any) -> Dict[str, Tensor]:
         depth += 1
         if depth > len(WRAPPERS):
             raise CheckpointError(f'nests {inside[0]} without end')
+    metadata = backbone_metadata(content)
     found = list(content) if isinstance(content, Mapping) else type(content).__name__
     weights, others = {}, []
     for key, value in content.items() if isinstance(content, Mapping) else ():
         if isinstance(key, str) and isinstance(value, Tensor):
             weights[PREFIXES.sub('', key)] = value
-        else:
+        elif key != '_metadata':
             others.append(repr(key))
     if all(key.startswith('module.') for key in weights if key not in EMA_COUNTERS):
         others += [repr(key) for key in weights if key in EMA_COUNTERS]
@@ -189,4 +200,42 @@ def unwrap(content: Any) -> Dict[str, Tensor]:
         raise CheckpointError(f'holds no weights, but {str(found)[:200]}')
     if others:
         print_log(f'Entries of the checkpoint that are no weights are ignored: {", ".join(others)}', logger='current')
+    return with_metadata(weights, metadata)
+
+
+def backbone_metadata(content: Any) -> Optional[Dict[str, Any]]:
+    """Returns what a state dict says about a backbone of this package beside its weights, or None.
+
+    Args:
+        content: State dict with metadata as an attribute, as torch has it, or as an entry, as the readers here return
+            them.
+    """
+    modules = getattr(content, '_metadata', None)
+    if modules is None and isinstance(content, Mapping):
+        modules = content.get('_metadata')
+    for module in modules.values() if isinstance(modules, Mapping) else ():
+        if isinstance(module, Mapping) and isinstance(module.get(METADATA_KEY), Mapping):
+            return {str(name): value for name, value in module[METADATA_KEY].items() if _is_plain(value)}
+    return None
+
+
+def with_metadata(
+    weights: Dict[str, Tensor], metadata: Optional[Mapping[str, Any]], module: str = 'backbone'
+) -> Dict[str, Tensor]:
+    """Returns weights that carry metadata of a backbone as ``nn.Module.state_dict`` does.
+
+    Args:
+        weights: Tensors by key.
+        metadata: Arguments of the backbone, see :attr:`mmvitzoo.models.PlainViT.metadata`; None returns ``weights``.
+        module: Name of the backbone in the model, empty for the backbone alone.
+    """
+    if metadata is None:
+        return weights
+    weights = OrderedDict(weights)
+    weights._metadata = {module: {METADATA_KEY: dict(metadata)}}
     return weights
+
+
+def _is_plain(value: Any) -> bool:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, (bool, int, float, str)) for item in items)

@@ -251,8 +251,11 @@ class ArrayUnpickler(pickle._Unpickler):
         elif isinstance(owner, Tensor):
             _, shape, dtype, is_fortran, data = _tuple(self.stack.pop())
             owner.data = self._array(data, dtype, shape, 'F' if is_fortran else 'C')
-        else:  # the attributes of anything else are no weights
-            self.stack.pop()
+        else:
+            attributes = self.stack.pop()
+            # torch keeps the metadata of a state dict in an attribute. Other attributes are no weights.
+            if type(owner) is dict and type(attributes) is dict and type(attributes.get('_metadata')) is dict:
+                owner['_metadata'] = attributes['_metadata']
 
     dispatch[pickle.BUILD[0]] = load_build
 

@@ -1,5 +1,6 @@
 """Atomic writing of checkpoint files."""
 
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..models.backbones.vit import METADATA_KEY
+from .reading import backbone_metadata
+
 
 def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool = False) -> None:
     """Writes a checkpoint atomically.
 
     Args:
-        state_dict: Tensors by key.
+        state_dict: Tensors by key. Metadata of a backbone are written with them, see :func:`convert`.
         path: File to write. The suffix ``.safetensors`` selects that format. Any other suffix selects a PyTorch file
             with the tensors under ``state_dict``, as MMEngine expects them. Missing folders are created.
         overwrite: Replace an existing file.
@@ -30,7 +34,9 @@ def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool 
     try:
         with atomic_write(path) as temporary:
             if path.suffix == '.safetensors':
-                save_file({key: value.contiguous() for key, value in state_dict.items()}, temporary)
+                metadata = backbone_metadata(state_dict)
+                entry = metadata and {METADATA_KEY: json.dumps({'backbone': {METADATA_KEY: metadata}})}
+                save_file({key: value.contiguous() for key, value in state_dict.items()}, temporary, entry)
             else:
                 torch.save({'state_dict': state_dict}, temporary)
             umask = os.umask(0)

@@ -1,8 +1,8 @@
 """Layout: how one source names the weights of a family, as a table from its key names to ours."""
 
 import re
-from dataclasses import dataclass
-from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from torch import Tensor
 
@@ -50,6 +50,9 @@ class Layout:
             reasons in place, and raises ValueError for weights that are missing or misshapen.
         preprocess_export: Undoes ``postprocess`` before weights are written in this layout. It takes and returns
             weights in our names.
+        metadata: Arguments of the backbone that shapes do not tell and that belong to this source, such as
+            ``dict(act='quick_gelu')``.
+        square: The position embedding belongs to a square grid, whatever the model's.
     """
 
     family: str
@@ -59,6 +62,8 @@ class Layout:
     table: Mapping[str, Union[str, Dropped, Unsupported]]
     postprocess: Optional[Callable[[Dict[str, Tensor], Dict[str, str]], None]] = None
     preprocess_export: Optional[Callable[[Dict[str, Tensor]], Dict[str, Tensor]]] = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    square: bool = False
 
     def rules(self) -> List[Tuple['re.Pattern', Union[str, Dropped, Unsupported]]]:
         """Returns the table with its templates as regular expressions."""

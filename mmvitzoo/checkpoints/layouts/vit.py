@@ -29,7 +29,12 @@ _RESIDUAL = {
 TIMM = {**_EMBEDDING, **unchanged('cls_token'), **_BLOCKS, **_NORM}
 VITAE_REPOSITORY = {**_EMBEDDING, **_BLOCKS, **_REL_POS, **_NORM}
 DETECTRON2 = {**_EMBEDDING, **_BLOCKS, **_REL_POS, **_RESIDUAL}
-OURS = {**TIMM, **_REL_POS, **_OUR_RESIDUAL, **unchanged('fc_norm.{leaf}')}
+OURS = {
+    **TIMM,
+    **_REL_POS,
+    **_OUR_RESIDUAL,
+    **unchanged('fc_norm.{leaf}', 'norm_pre.{leaf}', 'reg_token', 'rope.periods', 'blocks.{b}.ls{i}.gamma'),
+}
 HUGGING_FACE = {
     'embeddings.position_embeddings': 'pos_embed',
     'embeddings.projection.{leaf}': 'patch_embed.proj.{leaf}',

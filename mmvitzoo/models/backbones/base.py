@@ -56,6 +56,7 @@ class Backbone(BaseModule):
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1); it increases linearly from 0.
         frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages.
         norm_eval: Keep every BatchNorm in eval mode during training.
+        in_channels: Channels of the image.
         init_cfg: Initialization config of MMEngine. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes
             checkpoints of the authors and of other libraries as well as converted ones.
         pretrained: Path or address of a checkpoint, short for the ``init_cfg`` above. Configs of MMSegmentation set it.
@@ -94,6 +95,7 @@ class Backbone(BaseModule):
         norm_eval: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
         pretrained: Optional[str] = None,
+        in_channels: int = 3,
     ):
         configs = init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]
         if not all(isinstance(config, dict) for config in configs):
@@ -103,6 +105,8 @@ class Backbone(BaseModule):
                 self._fail(f'pretrained is a path or address, without init_cfg beside it, got {pretrained!r}')
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
+        self._check_number('in_channels', in_channels)
+        self.in_channels = in_channels
         self.arch = self._resolve_arch(arch)
         self.embed_dims, self.num_layers = self.arch['embed_dims'], self.arch['num_layers']
         indices = (out_indices,) if isinstance(out_indices, int) else out_indices
@@ -166,12 +170,13 @@ class Backbone(BaseModule):
         """Refuses images that the backbone does not take.
 
         Args:
-            x: Images, (B, 3, H, W), H and W at least one patch.
+            x: Images, (B, ``in_channels``, H, W), H and W at least one patch.
 
         Raises:
             ValueError: ``x`` has another shape. Or BatchNorm trains and has one value per channel to normalize.
         """
-        check_image(x, self._get_name(), self.strides[0], self.strides[self.out_indices[-1]] if self.norm_trains else 0)
+        stride = self.strides[self.out_indices[-1]] if self.norm_trains else 0
+        check_image(x, self._get_name(), self.in_channels, self.strides[0], stride)
 
     def check_compatible(self, result: Any) -> None:
         """Refuses weights that fit by name and shape but mean something else here.
@@ -187,7 +192,7 @@ class Backbone(BaseModule):
         """Yields the output of each stage, or of each block of a plain backbone, before its output norm.
 
         Args:
-            x: Images, (B, 3, H, W).
+            x: Images, (B, ``in_channels``, H, W).
 
         Yields:
             Map of (B, H', W', C), and the prefix tokens of (B, P, C) or None.
@@ -206,7 +211,7 @@ class Backbone(BaseModule):
         """Computes the maps in ``out_indices``.
 
         Args:
-            x: Images, (B, 3, H, W), H and W at least one patch.
+            x: Images, (B, ``in_channels``, H, W), H and W at least one patch.
 
         Returns:
             For each index i a contiguous map of (B, ``out_channels[i]``, H_i, W_i); H_i and W_i are H and W divided
@@ -236,7 +241,7 @@ class Backbone(BaseModule):
         """Computes maps of any stages or blocks that are built, as timm's method of this name does.
 
         Args:
-            x: Images, (B, 3, H, W), H and W at least one patch.
+            x: Images, (B, ``in_channels``, H, W), H and W at least one patch.
             indices: Indices of the maps; a number n takes the last n, None takes all.
             return_prefix_tokens: Return pairs of a map and its prefix tokens, (B, P, C), where the model has any.
             norm: Apply the output norms, as far as they are built; in a plain backbone the last norm to every map.
@@ -386,18 +391,21 @@ class Backbone(BaseModule):
         raise NotImplementedError
 
 
-def check_image(x: Tensor, name: str, min_size: int, stride: int) -> None:
-    """Raises ValueError unless ``x`` is (B, 3, H, W).
+def check_image(x: Tensor, name: str, in_channels: int, min_size: Union[int, Tuple[int, int]], stride: int) -> None:
+    """Raises ValueError unless ``x`` is (B, in_channels, H, W).
 
     Args:
         x: Images.
         name: Name of the backbone for the message.
-        min_size: Minimum of H and W in pixels.
+        in_channels: Channels of the images.
+        min_size: Minimum of H and W in pixels, or that of each.
         stride: Stride of the last map, where BatchNorm needs more than one value; 0 if none trains.
     """
-    if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] < min_size or x.shape[3] < min_size:
+    height, width = (min_size, min_size) if isinstance(min_size, int) else min_size
+    if x.dim() != 4 or x.shape[1] != in_channels or x.shape[2] < height or x.shape[3] < width:
+        least = height if height == width else f'{height} and {width}'
         raise ValueError(
-            f'{name}: input is (B, 3, H, W) with H and W of at least {min_size} pixels, got {tuple(x.shape)}'
+            f'{name}: input is (B, {in_channels}, H, W) with H and W of at least {least} pixels, got {tuple(x.shape)}'
         )
     if stride and x.shape[0] * ceil_div(x.shape[2], stride) * ceil_div(x.shape[3], stride) == 1:
         raise ValueError(

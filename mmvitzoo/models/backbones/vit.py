@@ -2,14 +2,20 @@
 
 ViT: Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929
 ViTDet: Li et al., ECCV 2022, https://arxiv.org/abs/2203.16527
+DeiT III: Touvron et al., ECCV 2022, https://arxiv.org/abs/2204.07118
+DINOv2: Oquab et al., https://arxiv.org/abs/2304.07193; with registers: Darcet et al., https://arxiv.org/abs/2309.16588
+DINOv3: Siméoni et al., https://arxiv.org/abs/2508.10104
 
 All blocks have one stride and one width. For segmentation and classification, every block attends globally. ViTDet
 attends in windows, adds decomposed relative positions, and propagates information across windows in a few blocks,
-by global attention or by a residual convolution.
+by global attention or by a residual convolution. DINOv2 adds layer scale and registers, DINOv3 rotary positions.
 
-Maps are (B, H, W, C) between blocks. With a class token, tokens are (B, 1 + H * W, C).
+Maps are (B, H, W, C) between blocks. With P prefix tokens (class token, then registers), tokens are
+(B, P + H * W, C).
 """
 
+import inspect
+import logging
 import math
 from collections import Counter
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -17,11 +23,19 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, GluMlp, Mlp, get_act_layer, resample_patch_embed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import Attention, LayerNorm2d, PatchEmbed, init_linear_weights, resize_pos_embed
+from ..layers import (
+    Attention,
+    LayerNorm2d,
+    LayerScale,
+    PatchEmbed,
+    RotaryPositions,
+    init_linear_weights,
+    resize_pos_embed,
+)
 from ..layers.padding import ceil_div
 from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, weight_shape
 
@@ -29,6 +43,12 @@ from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, weig
 torch.fx.wrap('resize_pos_embed')
 
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')
+FFN_TYPES = ('mlp', 'swiglu')
+POS_TYPES = ('learned', 'rope')
+ACTS = ('gelu', 'gelu_tanh', 'quick_gelu')
+# Arguments that shapes do not tell. Checkpoints carry them, see `PlainViT.metadata`.
+METADATA_KEY = 'backbone_cfg'
+METADATA = ('norm_eps', 'norm_outputs', 'act', 'interpolate_offset', 'interpolate_antialias')
 
 
 class ResidualConv(nn.Sequential):
@@ -63,6 +83,10 @@ class Block(nn.Module):
         dim: Channels.
         num_heads: Number of heads.
         mlp_ratio: Hidden width of the MLP divided by ``dim``.
+        ffn_type: ``'mlp'``, or ``'swiglu'`` for a gated MLP (https://arxiv.org/abs/2002.05202).
+        act: Activation of the MLP, a name in timm.
+        norm_eps: Epsilon of the norms.
+        layer_scale_init_value: Initial value of layer scale; 0 is no layer scale.
         drop_path: Stochastic depth rate.
         residual: Add a residual convolution at the end.
         with_cp: Use activation checkpointing.
@@ -74,6 +98,10 @@ class Block(nn.Module):
         dim: int,
         num_heads: int,
         mlp_ratio: float,
+        ffn_type: str = 'mlp',
+        act: str = 'gelu',
+        norm_eps: float = 1e-6,
+        layer_scale_init_value: float = 0.0,
         drop_path: float = 0.0,
         residual: bool = False,
         with_cp: bool = False,
@@ -81,19 +109,29 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.with_cp = with_cp
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        hidden_dim = round(dim * mlp_ratio)
+        scale = layer_scale_init_value
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, **attention)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.ls1 = LayerScale(dim, scale) if scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        if ffn_type == 'swiglu':  # fc1 gives the gate, then the value
+            self.mlp = GluMlp(dim, 2 * hidden_dim, act_layer=nn.SiLU, gate_last=False)
+        else:
+            self.mlp = Mlp(dim, hidden_dim, act_layer=get_act_layer(act))
+        self.ls2 = LayerScale(dim, scale) if scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.residual = ResidualConv(dim) if residual else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions."""
+    def forward(self, x: Tensor, *rope: Any) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions.
+
+        ``rope`` is empty, or the rotation that :class:`.Attention` takes.
+        """
 
         def inner_forward(x: Tensor) -> Tensor:
-            x = x + self.drop_path(self.attn(self.norm1(x)))
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
+            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), *rope)))
+            x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
             return self.residual(x)
 
         if self.with_cp and self.training:
@@ -105,24 +143,41 @@ class Block(nn.Module):
 class PlainViT(Backbone):
     """Plain vision transformer (https://arxiv.org/abs/2010.11929), also as in ViTDet (https://arxiv.org/abs/2203.16527).
 
-    Parameters have timm's names. Every map has stride ``patch_size`` and ``embed_dims`` channels. See
-    :class:`.Backbone` for the arguments that all backbones share.
+    With the options below it is also the backbone of DeiT III, DINOv2, DINOv3, CLIP and SigLIP. Their converted
+    checkpoints tell which options they need. Parameters have timm's names. Every map has stride ``patch_size`` and
+    ``embed_dims`` channels. See :class:`.Backbone` for the arguments that all backbones share.
 
     Args:
-        arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'huge'``, or a dict of ``embed_dims``,
-            ``num_layers``, ``num_heads`` and ``mlp_ratio``.
+        arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'``, ``'large'``, ``'huge'``, ``'so400m'`` (SigLIP),
+            ``'giant'`` (DINOv2), ``'huge_plus'``, ``'7b'`` (both DINOv3), or a dict of ``embed_dims``, ``num_layers``,
+            ``num_heads`` and ``mlp_ratio``. The last three belong to ``ffn_type='swiglu'``.
         img_size: Side in pixels, or (H, W), for which the position embedding and the relative positions of global
             blocks are learned. Both are interpolated for other images.
         pretrain_img_size: Side in pixels, or (H, W), of the position embedding, if it is another; None is
             ``img_size``. ViTDet keeps the position embedding of the classifier that it starts from.
-        patch_size: Side of a patch in pixels.
+        patch_size: Side of a patch in pixels, or (H, W). The patch embedding of a checkpoint is resampled if its
+            patches have another size (https://arxiv.org/abs/2212.08013).
+        in_channels: Channels of the image.
         out_indices: Blocks whose maps are returned; None is the last.
         out_type: ``'featmap'`` returns maps; for MMPretrain's heads ``'cls_token'`` returns class tokens of (B, C),
             ``'avg_featmap'`` means over the map with a norm of their own, ``fc_norm``, (B, C), and ``'raw'`` all
             tokens, (B, N, C).
         output_cls_token: Return pairs of a map and its class token, as MMSegmentation's DPT head expects.
         final_norm: Normalize the output of the very last block.
+        norm_outputs: Apply the last norm to every returned map, as DINOv2 and DINOv3 do.
         with_cls_token: Use a class token.
+        num_register_tokens: Number of register tokens, which have no position and are in no map. Class token and
+            registers have no place in windows; models with windows go without both.
+        pos_type: ``'learned'`` for a table, or ``'rope'`` for the rotary positions of DINOv3.
+        interpolate_offset: Offset of the scale factors when the table is resized: 0.1 for DINOv2 without registers, in
+            the authors' names.
+        interpolate_antialias: Resize the table with antialiasing, as timm and DINOv2 with registers do.
+        layer_scale_init_value: Initial value of layer scale, such as 1e-5; 0 is no layer scale.
+        ffn_type: ``'mlp'``, or ``'swiglu'`` for a gated MLP.
+        act: ``'gelu'``, ``'gelu_tanh'`` (SigLIP) or ``'quick_gelu'`` (OpenAI's CLIP).
+        norm_eps: Epsilon of the norms.
+        pre_norm: Normalize the tokens before the first block, as CLIP does.
+        qkv_bias: Add a bias to queries, keys and values.
         window_size: Side of the attention windows in tokens; 0 is global attention.
         global_attn_indexes: Blocks with global attention where ``window_size`` is set.
         residual_block_indexes: Blocks that end in a residual convolution.
@@ -154,9 +209,14 @@ class PlainViT(Backbone):
     arch_zoo: Dict[str, Dict[str, Any]] = {
         'tiny': dict(embed_dims=192, num_layers=12, num_heads=3, mlp_ratio=4),
         'small': dict(embed_dims=384, num_layers=12, num_heads=6, mlp_ratio=4),
+        'medium': dict(embed_dims=512, num_layers=12, num_heads=8, mlp_ratio=4),
         'base': dict(embed_dims=768, num_layers=12, num_heads=12, mlp_ratio=4),
         'large': dict(embed_dims=1024, num_layers=24, num_heads=16, mlp_ratio=4),
         'huge': dict(embed_dims=1280, num_layers=32, num_heads=16, mlp_ratio=4),
+        'so400m': dict(embed_dims=1152, num_layers=27, num_heads=16, mlp_ratio=4304 / 1152),
+        'giant': dict(embed_dims=1536, num_layers=40, num_heads=24, mlp_ratio=4096 / 1536),
+        'huge_plus': dict(embed_dims=1280, num_layers=32, num_heads=20, mlp_ratio=4),
+        '7b': dict(embed_dims=4096, num_layers=40, num_heads=32, mlp_ratio=2),
     }
 
     overlapping_patches = False
@@ -169,12 +229,24 @@ class PlainViT(Backbone):
         arch: Union[str, Dict[str, Any]] = 'base',
         img_size: Union[int, Sequence[int]] = 224,
         pretrain_img_size: Union[int, Sequence[int], None] = None,
-        patch_size: int = 16,
+        patch_size: Union[int, Sequence[int]] = 16,
+        in_channels: int = 3,
         out_indices: Optional[Sequence[int]] = None,
         out_type: str = 'featmap',
         output_cls_token: bool = False,
         final_norm: bool = True,
+        norm_outputs: bool = False,
         with_cls_token: bool = True,
+        num_register_tokens: int = 0,
+        pos_type: str = 'learned',
+        interpolate_offset: float = 0.0,
+        interpolate_antialias: bool = False,
+        layer_scale_init_value: float = 0.0,
+        ffn_type: str = 'mlp',
+        act: str = 'gelu',
+        norm_eps: float = 1e-6,
+        pre_norm: bool = False,
+        qkv_bias: bool = True,
         window_size: int = 0,
         global_attn_indexes: Sequence[int] = (),
         residual_block_indexes: Sequence[int] = (),
@@ -191,19 +263,44 @@ class PlainViT(Backbone):
         self._check_arch(arch)
         num_layers, dim = arch['num_layers'], arch['embed_dims']
         out_indices = (num_layers - 1,) if out_indices is None else out_indices
-        super().__init__(arch, num_layers, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained)
-        if out_type not in OUT_TYPES:
-            self._fail(f'out_type is one of {", ".join(OUT_TYPES)}, got {out_type!r}')
+        super().__init__(
+            arch,
+            num_layers,
+            out_indices,
+            drop_path_rate,
+            frozen_stages,
+            False,
+            init_cfg,
+            pretrained,
+            in_channels=in_channels,
+        )
+        for name, value, allowed in (
+            ('out_type', out_type, OUT_TYPES),
+            ('ffn_type', ffn_type, FFN_TYPES),
+            ('pos_type', pos_type, POS_TYPES),
+            ('act', act, ACTS),
+        ):
+            if value not in allowed:
+                self._fail(f'{name} is one of {", ".join(allowed)}, got {value!r}')
         if not with_cls_token and (out_type == 'cls_token' or output_cls_token):
             self._fail("out_type='cls_token' and output_cls_token need with_cls_token=True")
         if output_cls_token and out_type != 'featmap':
             self._fail(f"output_cls_token needs out_type='featmap', got {out_type!r}")
-        if with_cls_token and (window_size or use_rel_pos or residual_block_indexes):
+        self._check_number('num_register_tokens', num_register_tokens, least=0)
+        self._check_number('interpolate_offset', interpolate_offset, least=0, types=(int, float))
+        self._check_number('layer_scale_init_value', layer_scale_init_value, least=0, types=(int, float))
+        if (with_cls_token or num_register_tokens) and (window_size or use_rel_pos or residual_block_indexes):
             self._fail(
-                'window_size, use_rel_pos and residual_block_indexes need with_cls_token=False: '
-                'a class token has no position on the map'
+                'window_size, use_rel_pos and residual_block_indexes need with_cls_token=False and '
+                'num_register_tokens=0: these tokens have no position on the map'
             )
-        self._check_number('patch_size', patch_size)
+        head_dim = dim // arch['num_heads']
+        if pos_type == 'rope' and (window_size or use_rel_pos or head_dim % 4):
+            self._fail(
+                "pos_type='rope' needs global attention without use_rel_pos and heads of a multiple of 4 channels"
+            )
+        if norm_outputs and not final_norm:
+            self._fail('norm_outputs needs final_norm=True')
         self._check_number('window_size', window_size, least=0)
         for name, indexes in (
             ('global_attn_indexes', global_attn_indexes),
@@ -213,18 +310,33 @@ class PlainViT(Backbone):
                 self._fail(f'{name} are blocks from 0 to {num_layers - 1}, got {indexes!r}')
         if global_attn_indexes and not window_size:
             self._fail('global_attn_indexes without window_size, where every block is global')
+        patch_size = self._check_size('patch_size', patch_size)
         img_size = self._check_size('img_size', img_size)
         pretrain_img_size = self._check_size('pretrain_img_size', pretrain_img_size or img_size)
 
         self.out_type = out_type
         self.output_cls_token = output_cls_token
+        self.norm_outputs = norm_outputs
         self.rel_pos_scaled = rel_pos_scaled
         self.with_cls_token = with_cls_token
+        self.num_prefix_tokens = int(with_cls_token) + num_register_tokens
+        self.pos_type = pos_type
+        self.interpolate_offset, self.interpolate_antialias = interpolate_offset, interpolate_antialias
+        self.ffn_type, self.act, self.norm_eps = ffn_type, act, norm_eps
+        self.num_register_tokens = num_register_tokens
+        self.layer_scale_init_value, self.qkv_bias = layer_scale_init_value, qkv_bias
+        self.window_size, self.global_attn_indexes = window_size, tuple(global_attn_indexes)
         self.out_channels = (dim,) * num_layers
-        self.strides = (patch_size,) * num_layers
-        rel_pos_grid = tuple(ceil_div(side, patch_size) for side in img_size)
-        self.pos_embed_grid = tuple(ceil_div(side, patch_size) for side in pretrain_img_size)
+        # Of both sides, where they are equal
+        self.strides = (patch_size[0] if patch_size[0] == patch_size[1] else patch_size,) * num_layers
+        rel_pos_grid = _grid(img_size, patch_size)
+        self.pos_embed_grid = _grid(pretrain_img_size, patch_size)
+        self.rope = RotaryPositions(head_dim, self.num_prefix_tokens) if pos_type == 'rope' else None
         self._build_stem(patch_size)
+        self.reg_token = nn.Parameter(torch.zeros(1, num_register_tokens, dim)) if num_register_tokens else None
+        if num_register_tokens:
+            trunc_normal_(self.reg_token, std=0.02)
+        self.norm_pre = nn.LayerNorm(dim, eps=norm_eps) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList()
         rates = drop_path_rates(drop_path_rate, num_layers)
         for i in range(self.out_indices[-1] + 1):
@@ -242,10 +354,11 @@ class PlainViT(Backbone):
                 trunc_normal_(block.attn.rel_pos_h, std=rel_pos_std)
                 trunc_normal_(block.attn.rel_pos_w, std=rel_pos_std)
             self.blocks.append(block)
-        has_norm = final_norm and len(self.blocks) == num_layers
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if has_norm else nn.Identity()
+        has_norm = norm_outputs or (final_norm and len(self.blocks) == num_layers)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps) if has_norm else nn.Identity()
         if out_type == 'avg_featmap':
-            self.fc_norm = nn.LayerNorm(dim, eps=1e-6)
+            self.fc_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self._register_state_dict_hook(save_metadata)
         self.finish_init()
 
     def _check_arch(self, arch: Dict[str, Any]) -> None:
@@ -256,17 +369,29 @@ class PlainViT(Backbone):
         if arch['embed_dims'] % arch['num_heads']:
             self._fail(f'embed_dims is a multiple of num_heads, got {arch["embed_dims"]} and {arch["num_heads"]}')
 
-    def _build_stem(self, patch_size: int) -> None:
+    def _build_stem(self, patch_size: Tuple[int, int]) -> None:
         dim = self.arch['embed_dims']
-        self.patch_embed = PatchEmbed(3, dim, patch_size)
+        self.patch_embed = PatchEmbed(self.in_channels, dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.with_cls_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.with_cls_token + math.prod(self.pos_embed_grid), dim))
-        trunc_normal_(self.pos_embed, std=0.02)
         if self.with_cls_token:
             trunc_normal_(self.cls_token, std=0.02)
+        self.pos_embed = None
+        if self.pos_type == 'learned':
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.with_cls_token + math.prod(self.pos_embed_grid), dim))
+            trunc_normal_(self.pos_embed, std=0.02)
 
     def _build_block(self, **kwargs: Any) -> nn.Module:
-        return Block(self.arch['embed_dims'], self.arch['num_heads'], self.arch['mlp_ratio'], **kwargs)
+        return Block(
+            self.arch['embed_dims'],
+            self.arch['num_heads'],
+            self.arch['mlp_ratio'],
+            ffn_type=self.ffn_type,
+            act=self.act,
+            norm_eps=self.norm_eps,
+            layer_scale_init_value=self.layer_scale_init_value,
+            qkv_bias=self.qkv_bias,
+            **kwargs,
+        )
 
     def check_compatible(self, result: Any) -> None:
         # The scale is not folded into the tables of ViTAE, a subclass.
@@ -276,9 +401,39 @@ class PlainViT(Backbone):
                 f'relative positions of the {result.source} layout are converted for rel_pos_scaled=False, '
                 'the model has rel_pos_scaled=True'
             )
+        cfg = result.backbone_cfg
+        # Models with windows have no place for registers: these are left out.
+        own = dict(
+            in_channels=self.in_channels,
+            pos_type=self.pos_type,
+            ffn_type=self.ffn_type,
+            pre_norm=not isinstance(self.norm_pre, nn.Identity),
+            num_register_tokens=cfg.get('num_register_tokens', 0) if self.window_size else self.num_register_tokens,
+        )
+        for name, value in own.items():
+            loaded = cfg.get(name, DEFAULTS[name])
+            if value != loaded and (name, loaded) != ('in_channels', 3):
+                raise ValueError(f'the weights belong to {name}={loaded!r}, the model has {name}={value!r}')
+        own = {name: getattr(self, name) for name in METADATA}
+        if result.source != 'mmvitzoo':
+            own.pop('norm_outputs')  # a choice of the user
+        own['num_heads'] = self.arch['num_heads']
+        for name, value in own.items():
+            loaded = self.arch_of(cfg)['num_heads'] if name == 'num_heads' else cfg.get(name, DEFAULTS.get(name))
+            if value == loaded:
+                continue
+            if name == 'num_heads' and name not in result.assumed:
+                raise ValueError(f'the weights belong to num_heads={loaded}, the model has num_heads={value}')
+            note = ', which is assumed' if name in result.assumed else ''
+            print_log(
+                f'{self._get_name()}: the weights belong to {name}={loaded!r}{note}; the model has {name}={value!r}',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
-        stem = [x for x in (self.patch_embed, self.pos_embed, self.cls_token) if x is not None]
+        stem = (self.patch_embed, self.pos_embed, self.cls_token, self.reg_token, self.norm_pre)
+        stem = [x for x in stem if x is not None]
         stages = [[block] for block in self.blocks]
         stages[-1].append(self.norm)
         return [stem, *stages]
@@ -296,40 +451,52 @@ class PlainViT(Backbone):
                     q_stride=stride,
                     k_stride=stride,
                     window_size=window_size * stride,
-                    num_prefix_tokens=int(self.with_cls_token),
+                    num_prefix_tokens=self.num_prefix_tokens,
                 )
             )
         return layers
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Adds positions and the class token: (B, H, W, C) -> (B, H, W, C), or (B, 1 + H * W, C) with the token."""
-        pos_embed = resize_pos_embed(self.pos_embed[:, int(self.with_cls_token) :], self.pos_embed_grid, x.shape[1:3])
-        x = x + pos_embed
-        if not self.with_cls_token:
+        """Adds positions and prefix tokens: (B, H, W, C) -> (B, H, W, C), or (B, P + H * W, C) with P prefix tokens."""
+        cls_token = self.cls_token
+        if self.pos_embed is not None:
+            num_cls = int(self.with_cls_token)
+            x = x + resize_pos_embed(
+                self.pos_embed[:, num_cls:],
+                self.pos_embed_grid,
+                x.shape[1:3],
+                self.interpolate_offset,
+                self.interpolate_antialias,
+            )
+            if self.with_cls_token:
+                cls_token = cls_token + self.pos_embed[:, :1]
+        if not self.num_prefix_tokens:
             return x
-        cls_token = self.cls_token + self.pos_embed[:, :1]
-        return torch.cat([cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], 1)
+        prefix = [y.expand(x.shape[0], -1, -1) for y in (cls_token, self.reg_token) if y is not None]
+        return torch.cat([*prefix, x.flatten(1, 2)], 1)
 
     def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
         for tokens, size in self._block_outputs(x):
             yield self._split(tokens, size)
 
     def _block_outputs(self, x: Tensor) -> Iterator[Tuple[Tensor, Sequence[int]]]:
-        """Yields the output of each block, (B, H', W', C) or (B, 1 + H' * W', C) with a class token, and (H', W')."""
+        """Yields the output of each block, (B, H', W', C) or (B, P + H' * W', C) with prefix tokens, and (H', W')."""
         x = self.patch_embed(x)  # (B, H', W', C)
         size = x.shape[1:3]
-        x = self._pos_embed(x)
+        x = self.norm_pre(self._pos_embed(x))
+        rope = () if self.rope is None else (self.rope(size),)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, *rope)
             yield x, size
 
     def _split(self, x: Tensor, size: Sequence[int]) -> Tuple[Tensor, Optional[Tensor]]:
-        """Returns the map of (B, H', W', C), and the class token of (B, 1, C) or None."""
-        return (x[:, 1:].unflatten(1, size), x[:, :1]) if self.with_cls_token else (x, None)
+        """Returns the map of (B, H', W', C), and the prefix tokens of (B, P, C) or None."""
+        num_prefix = self.num_prefix_tokens
+        return (x[:, num_prefix:].unflatten(1, size), x[:, :num_prefix]) if num_prefix else (x, None)
 
     def output_norm(self, index: int) -> nn.Module:
-        """Returns the last norm for the very last block, and an identity for others."""
-        return self.norm if index == self.arch['num_layers'] - 1 else self.no_norm
+        """Returns the last norm for the very last block, or for all if ``norm_outputs``; an identity for others."""
+        return self.norm if self.norm_outputs or index == self.arch['num_layers'] - 1 else self.no_norm
 
     def intermediate_norm(self, index: int) -> nn.Module:
         """Returns the last norm for every block, as timm does."""
@@ -339,7 +506,7 @@ class PlainViT(Backbone):
         """Computes the maps, tokens or means of the blocks in ``out_indices``.
 
         Args:
-            x: Images, (B, 3, H, W), H and W at least one patch.
+            x: Images, (B, ``in_channels``, H, W), H and W at least one patch.
 
         Returns:
             For each index a contiguous map of (B, ``embed_dims``, H', W'); H' and W' are H and W divided by
@@ -355,16 +522,16 @@ class PlainViT(Backbone):
             if i not in self.out_indices:
                 continue
             out = self.output_norm(i)(tokens)
-            y, cls_token = self._split(out, size)
+            y, prefix = self._split(out, size)
             if self.out_type == 'cls_token':
-                outs.append(cls_token[:, 0])
+                outs.append(prefix[:, 0])
             elif self.out_type == 'avg_featmap':
                 outs.append(self.fc_norm(y.mean((1, 2))))
             elif self.out_type == 'raw':
-                outs.append(out if self.with_cls_token else out.flatten(1, 2))
+                outs.append(out if self.num_prefix_tokens else out.flatten(1, 2))
             else:
                 feature_map = y.permute(0, 3, 1, 2).contiguous()
-                outs.append((feature_map, cls_token[:, 0]) if self.output_cls_token else feature_map)
+                outs.append((feature_map, prefix[:, 0]) if self.output_cls_token else feature_map)
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
@@ -382,19 +549,31 @@ class PlainViT(Backbone):
     def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Infers the config.
 
-        Assumes, where shapes do not tell, the number of heads (see :func:`infer_plain_arch`), four evenly spaced global
-        blocks, windows of 14 x 14 tokens beside residual convolutions, and the grid nearest to a square.
+        Metadata of checkpoints of this package tell what shapes do not. Without it these values are assumed: the number
+        of heads (see :func:`infer_plain_arch`), four evenly spaced global blocks, windows of 14 x 14 tokens beside
+        residual convolutions, and the grid nearest to a square.
         """
-        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo)
+        metadata = get_metadata(state_dict)
+        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo, metadata.pop('num_heads', None))
         num_layers, with_cls_token = arch['num_layers'], 'cls_token' in state_dict
         cfg = dict(
             type=cls.__name__,
-            arch=next((name for name, variant in cls.arch_zoo.items() if variant == arch), arch),
+            arch=cls.variant_name(arch),
             with_cls_token=with_cls_token,
             final_norm='norm.weight' in state_dict,
         )
         if 'fc_norm.weight' in state_dict:
             cfg['out_type'] = 'avg_featmap'
+        if 'reg_token' in state_dict:
+            cfg['num_register_tokens'] = weight_shape(state_dict, 'reg_token', 3)[1]
+        if 'blocks.0.ls1.gamma' in state_dict:
+            cfg['layer_scale_init_value'] = 1e-5
+        if is_gated(state_dict):
+            cfg['ffn_type'] = 'swiglu'
+        if 'norm_pre.weight' in state_dict:
+            cfg['pre_norm'] = True
+        if 'blocks.0.attn.qkv.bias' not in state_dict:
+            cfg['qkv_bias'] = False
         residual = [block for block in range(num_layers) if f'blocks.{block}.residual.0.weight' in state_dict]
         if residual:
             cfg['residual_block_indexes'] = residual
@@ -411,69 +590,199 @@ class PlainViT(Backbone):
         elif residual:
             cfg['window_size'] = assumed['window_size'] = 14
 
-        num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - with_cls_token
-        patch_size = weight_shape(state_dict, 'patch_embed.proj.weight', 4)[-1]
-        if global_grid is not None and math.prod(global_grid) == num_patches:
-            pos_embed_grid = global_grid
+        _, in_channels, *patch_size = weight_shape(state_dict, 'patch_embed.proj.weight', 4)
+        if in_channels != 3:
+            cfg['in_channels'] = in_channels
+        if patch_size != [16, 16]:
+            cfg['patch_size'] = patch_size[0] if patch_size[0] == patch_size[1] else tuple(patch_size)
+        pos_embed_grid = metadata.pop('pos_embed_grid', None)
+        if 'pos_embed' in state_dict:
+            num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - with_cls_token
+            is_known = pos_embed_grid is not None and math.prod(pos_embed_grid) == num_patches
+            if not is_known and global_grid is not None and math.prod(global_grid) == num_patches:
+                pos_embed_grid, is_known = global_grid, True
+            if not is_known:
+                pos_embed_grid = nearest_grid(num_patches)
+            cfg['img_size'] = _pixels(global_grid or pos_embed_grid, patch_size)
+            if global_grid not in (None, pos_embed_grid):
+                cfg['pretrain_img_size'] = _pixels(pos_embed_grid, patch_size)
+            if not is_known and pos_embed_grid[0] != pos_embed_grid[1]:
+                name = 'img_size' if global_grid is None else 'pretrain_img_size'
+                assumed[name] = cfg[name]
         else:
-            pos_embed_grid = nearest_grid(num_patches)
-        cfg['img_size'] = _pixels(global_grid or pos_embed_grid, patch_size)
-        if global_grid not in (None, pos_embed_grid):
-            cfg['pretrain_img_size'] = _pixels(pos_embed_grid, patch_size)
-        if pos_embed_grid != global_grid and pos_embed_grid[0] != pos_embed_grid[1]:
-            name = 'img_size' if global_grid is None else 'pretrain_img_size'
-            assumed[name] = cfg[name]
-        if patch_size != 16:
-            cfg['patch_size'] = patch_size
+            cfg['pos_type'] = 'rope'
+        for name, value in metadata.items():
+            assumed.pop(name, None)
+            if name in DEFAULTS and value != DEFAULTS[name]:
+                cfg[name] = value
         return cfg, assumed
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Fits the position embedding of a checkpoint, and drops a class token that the model does not have."""
-        if self.pos_embed is not None:  # None in ViTAE-S
-            if self.cls_token is None and state_dict.pop(f'{prefix}cls_token', None) is not None:
-                print_log(f'{self._get_name()}: dropped the class token of the checkpoint', logger='current')
-            self._fit_pos_embed(state_dict, f'{prefix}pos_embed')
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    @classmethod
+    def variant_name(cls, arch: Dict[str, Any]) -> Union[str, Dict[str, Any]]:
+        """Returns the name of the published variant, or ``arch`` if there is none."""
+        return next((name for name, variant in cls.arch_zoo.items() if variant == arch), arch)
 
-    def _fit_pos_embed(self, state_dict: Dict[str, Tensor], key: str) -> None:
-        """Resizes a square position embedding with another number of tokens, and drops the place of a class token."""
+    @classmethod
+    def arch_of(cls, cfg: Dict[str, Any]) -> Dict[str, Any]:
+        """Returns the arch of a config as a dict."""
+        return cfg['arch'] if isinstance(cfg['arch'], dict) else cls.arch_zoo[cfg['arch']]
+
+    @property
+    def metadata(self) -> Dict[str, Any]:
+        """Arguments that shapes do not tell; ``state_dict`` carries them, and checkpoints of this package with it."""
+        return dict(
+            num_heads=self.arch['num_heads'],
+            pos_embed_grid=self.pos_embed_grid,
+            window_size=self.window_size,
+            global_attn_indexes=self.global_attn_indexes,
+            **{name: getattr(self, name) for name in METADATA},
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        """Fits positions and patches of a checkpoint, and drops tokens that the model has no place for."""
+        if self.pos_embed is not None:  # None in ViTAE-S
+            self._fit_pos_embed(state_dict, prefix, local_metadata.get(METADATA_KEY, {}).get('pos_embed_grid'))
+        if self.cls_token is None and state_dict.pop(f'{prefix}cls_token', None) is not None:
+            print_log(f'{self._get_name()}: dropped the class token of the checkpoint', logger='current')
+        if self.window_size and state_dict.pop(f'{prefix}reg_token', None) is not None:
+            print_log(f'{self._get_name()}: dropped the registers of the checkpoint', logger='current')
+        if self.rope is not None:  # which files of other sources have not
+            state_dict.setdefault(f'{prefix}rope.periods', self.rope.periods)
+        self._fit_patch_embed(state_dict, f'{prefix}patch_embed.proj.weight')
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _fit_patch_embed(self, state_dict: Dict[str, Tensor], key: str) -> None:
+        """Resamples the patch embedding of another patch size (FlexiViT, https://arxiv.org/abs/2212.08013)."""
         loaded = state_dict.get(key)
-        if loaded is None or loaded.dim() != 3 or loaded.shape[1] == self.pos_embed.shape[1]:
+        if not isinstance(self.patch_embed, PatchEmbed) or loaded is None or loaded.dim() != 4:
             return
-        num_cls = int(self.with_cls_token)
-        side = math.isqrt(loaded.shape[1])
-        loaded_cls = loaded.shape[1] - side**2  # 1 if the file has the place of a class token
-        if loaded_cls not in (0, 1) or loaded_cls < num_cls:
+        old, new = tuple(loaded.shape[2:]), self.patch_embed.patch_size
+        if old != new:
+            state_dict[key] = resample_patch_embed(loaded, list(new))
+            print_log(
+                f'{self._get_name()}: resampled patches from {old[0]} x {old[1]} to {new[0]} x {new[1]} pixels',
+                logger='current',
+            )
+
+    def _fit_pos_embed(self, state_dict: Dict[str, Tensor], prefix: str, grid: Optional[Sequence[int]]) -> None:
+        """Resizes positions that were learned for another grid, and adds or drops the place of the class token.
+
+        Args:
+            state_dict: State dict, which is changed.
+            prefix: Prefix of the backbone's keys.
+            grid: (H, W) that the positions were learned for, if the checkpoint tells. Otherwise they have the ratio of
+                the model's grid, or else they are square.
+        """
+        key = f'{prefix}pos_embed'
+        loaded = state_dict.get(key)
+        if loaded is None or loaded.dim() != 3:
+            return
+        # timm's tables for models with registers have no place for the class token.
+        candidates = [
+            (num_cls, loaded.shape[1] - num_cls) for num_cls in (1, 0)[f'{prefix}cls_token' not in state_dict :]
+        ]
+        if grid is None:
+            found = [(n, fit_grid(num_patches, self.pos_embed_grid)) for n, num_patches in candidates]
+        else:
+            found = [(n, tuple(grid)) for n, num_patches in candidates if math.prod(grid) == num_patches]
+        num_cls, loaded_grid = next(((n, grid) for n, grid in found if grid is not None), (0, None))
+        if loaded_grid is None:
             return  # reported as a mismatch
-        patches = resize_pos_embed(loaded[:, loaded_cls:], (side, side), self.pos_embed_grid).flatten(1, 2)
-        state_dict[key] = torch.cat([loaded[:, :num_cls], patches], 1)  # (1, num_cls + H * W, C)
-        if (side, side) != self.pos_embed_grid:
-            grids = f'{side} x {side} to {self.pos_embed_grid[0]} x {self.pos_embed_grid[1]}'
-            print_log(f'{self._get_name()}: resized positions from {grids}', logger='current')
+        name, own_grid = self._get_name(), self.pos_embed_grid
+        if loaded_grid != own_grid:
+            patches = resize_pos_embed(
+                loaded[:, num_cls:], loaded_grid, own_grid, self.interpolate_offset, self.interpolate_antialias
+            ).flatten(1, 2)
+            sizes = [f'{height} x {width}' for height, width in (loaded_grid, own_grid)]
+            print_log(f'{name}: resized positions from {sizes[0]} to {sizes[1]}', logger='current')
+        else:
+            patches = loaded[:, num_cls:]
+            if grid is None and own_grid[0] != own_grid[1] and math.isqrt(patches.shape[1]) ** 2 == patches.shape[1]:
+                print_log(
+                    f'{name}: took {patches.shape[1]} positions as {own_grid[0]} x {own_grid[1]}, the grid of the '
+                    'model; the checkpoint does not tell it',
+                    logger='current',
+                )
+        if not self.with_cls_token:
+            state_dict[key] = patches
+        elif num_cls:
+            state_dict[key] = torch.cat([loaded[:, :1], patches], 1)
+        else:
+            state_dict[key] = torch.cat([torch.zeros_like(loaded[:, :1]), patches], 1)
+
+
+# Defaults of the arguments that a layout or metadata may set.
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(PlainViT).parameters.items()}
+
+
+def save_metadata(module: PlainViT, state_dict: Dict[str, Tensor], prefix: str, local_metadata: Dict[str, Any]) -> None:
+    """Adds :attr:`PlainViT.metadata` to the metadata of a state dict; a hook of ``state_dict``."""
+    local_metadata[METADATA_KEY] = module.metadata
+
+
+def get_metadata(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
+    """Returns a copy of :attr:`PlainViT.metadata` from the state dict of a backbone; empty if it has none."""
+    return dict(getattr(state_dict, '_metadata', {}).get('', {}).get(METADATA_KEY, {}))
+
+
+def is_gated(state_dict: Dict[str, Tensor]) -> bool:
+    """Returns whether the MLP has a gate: its first layer is twice as wide as its second expects."""
+    return state_dict['blocks.0.mlp.fc1.weight'].shape[0] == 2 * state_dict['blocks.0.mlp.fc2.weight'].shape[1]
+
+
+def fit_grid(num_patches: int, grid: Sequence[int]) -> Optional[Tuple[int, int]]:
+    """Returns the grid (H, W) of a number of patches, of the ratio of ``grid`` or else square; None if neither fits."""
+    height, width = (side // math.gcd(*grid) for side in grid)
+    for ratio in ((height, width), (1, 1)):
+        factor = math.isqrt(num_patches // math.prod(ratio))
+        if factor and factor**2 * math.prod(ratio) == num_patches:
+            return factor * ratio[0], factor * ratio[1]
+    return None
 
 
 def infer_plain_arch(
-    state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]]
+    state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]], num_heads: Optional[int] = None
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Infers width, depth, heads and MLP ratio of plain blocks; returns the arch and the values that are assumed.
 
-    The number of heads follows from the width of relative positions. Without them it is assumed: that of a published
-    variant, or else as many heads of at least 64 channels as divide the width.
+    The number of heads is given, or follows from the width of relative positions or the number of rotary periods.
+    Without them it is assumed: that of a published variant, or else as many heads of at least 64 channels as divide the
+    width.
     """
     num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
-    hidden_dim, dim = weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
+    dim, hidden_dim = weight_shape(state_dict, 'blocks.0.mlp.fc2.weight', 2)
+    weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
     arch: Dict[str, Any] = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=hidden_dim / dim)
-    assumed = {}
-    if 'blocks.0.attn.rel_pos_h' in state_dict:
-        head_dim = weight_shape(state_dict, 'blocks.0.attn.rel_pos_h', 2)[1]
+    head_dim, key = None, 'blocks.0.attn.rel_pos_h'
+    if key in state_dict:
+        head_dim = weight_shape(state_dict, key, 2)[1]
+    elif 'rope.periods' in state_dict:
+        key = 'rope.periods'
+        head_dim = 4 * weight_shape(state_dict, key, 1)[0]
+    if num_heads is None and head_dim is not None:
         if dim % head_dim:
-            raise ValueError(f'blocks.0.attn.rel_pos_h has {head_dim} channels, which do not divide {dim}')
+            raise ValueError(f'{key} belongs to heads of {head_dim} channels, which do not divide {dim}')
         num_heads = dim // head_dim
-    else:
-        published = (variant['num_heads'] for variant in arch_zoo.values() if arch.items() <= variant.items())
+    assumed = {}
+    if num_heads is None:
+        published = [heads for other, heads in published_heads(arch_zoo) if other == arch]
         heads_of_64 = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
-        num_heads = assumed['num_heads'] = next(published, heads_of_64)
+        # Of two variants of one size the second has a gated MLP.
+        num_heads = assumed['num_heads'] = [heads_of_64, *published[: 1 + is_gated(state_dict)]][-1]
     return dict(arch, num_heads=num_heads), assumed
+
+
+def published_heads(arch_zoo: Dict[str, Dict[str, Any]]) -> List[Tuple[Dict[str, Any], int]]:
+    """Returns width, depth and MLP ratio of the published variants, each with its number of heads."""
+    others = [  # that have no name here: OpenCLIP's ViT-g and ViT-bigG, SigLIP 2's giant, MMPretrain's small
+        dict(embed_dims=1408, num_layers=40, num_heads=16, mlp_ratio=6144 / 1408),
+        dict(embed_dims=1664, num_layers=48, num_heads=16, mlp_ratio=8192 / 1664),
+        dict(embed_dims=1536, num_layers=40, num_heads=16, mlp_ratio=4),
+        dict(embed_dims=768, num_layers=8, num_heads=8, mlp_ratio=3),
+    ]
+    variants = [dict(variant) for variant in (*arch_zoo.values(), *others)]
+    names = ('embed_dims', 'num_layers', 'mlp_ratio')
+    return [({name: variant[name] for name in names}, variant['num_heads']) for variant in variants]
 
 
 def infer_window_attention(
@@ -512,6 +821,11 @@ def nearest_grid(num_patches: int) -> Tuple[int, int]:
     return rows, num_patches // rows
 
 
-def _pixels(grid: Tuple[int, int], patch_size: int) -> Union[int, Tuple[int, int]]:
-    height, width = (side * patch_size for side in grid)
+def _grid(img_size: Sequence[int], patch_size: Sequence[int]) -> Tuple[int, int]:
+    """Returns the grid (H, W) of patches that cover an image."""
+    return tuple(ceil_div(*sides) for sides in zip(img_size, patch_size))
+
+
+def _pixels(grid: Sequence[int], patch_size: Sequence[int]) -> Union[int, Tuple[int, int]]:
+    height, width = (side * patch for side, patch in zip(grid, patch_size))
     return height if height == width else (height, width)

@@ -5,9 +5,11 @@ from .conv import ConvRelativePosition, DepthwiseConv
 from .cpu import optimize_for_inference
 from .dtypes import at_least_float32
 from .init import init_linear_weights, init_transformer_weights
+from .layer_scale import LayerScale
 from .norm import LayerNorm2d
 from .padding import pad_to_multiple
 from .patch_embed import OverlapPatchEmbed, PatchEmbed, resize_pos_embed
+from .rope import RotaryPositions, apply_rotary
 from .windows import window_mask, window_partition, window_unpartition
 
 __all__ = [
@@ -15,9 +17,12 @@ __all__ = [
     'ConvRelativePosition',
     'DepthwiseConv',
     'LayerNorm2d',
+    'LayerScale',
     'OverlapPatchEmbed',
     'PatchEmbed',
     'RelPosAttention',
+    'RotaryPositions',
+    'apply_rotary',
     'at_least_float32',
     'init_linear_weights',
     'init_transformer_weights',

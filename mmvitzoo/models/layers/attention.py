@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .rel_pos import concat_rel_pos, get_rel_pos, resize_rel_pos
+from .rope import apply_rotary
 from .windows import window_partition, window_unpartition
 
 # torch.fx records calls of wrapped functions instead of tracing their branches on sizes.
@@ -153,6 +154,7 @@ class Attention(RelPosAttention):
         input_size: (H, W) in tokens of the relative positions, see :class:`.RelPosAttention`.
         rel_pos_scaled: Compute relative scores from ``q * head_dim**-0.5``, as the ViTDet of the ViTAE authors does,
             instead of from ``q``, as Detectron2, Segment Anything and Hugging Face do.
+        qkv_bias: Add a bias to queries, keys and values.
     """
 
     def __init__(
@@ -162,11 +164,12 @@ class Attention(RelPosAttention):
         window_size: int = 0,
         input_size: Optional[Tuple[int, int]] = None,
         rel_pos_scaled: bool = False,
+        qkv_bias: bool = True,
     ):
         super().__init__(dim // num_heads, input_size)
         self.num_heads = num_heads
         self.window_size = window_size
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         if rel_pos_scaled:
             self.rel_pos_scale = (dim // num_heads) ** -0.5
@@ -176,12 +179,17 @@ class Attention(RelPosAttention):
         q, k, v = self.qkv(x).chunk(3, -1)
         return tuple(split_heads(y, self.num_heads) for y in (q, k, v))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions."""
+    def forward(self, x: Tensor, rope: Optional[Tuple[Tensor, Tensor]] = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions.
+
+        ``rope`` rotates queries and keys, see :class:`.RotaryPositions`.
+        """
         size = x.shape[1:-1]
         if self.window_size:
             x = window_partition(x, self.window_size)  # (B * windows, window_size, window_size, C)
         q, k, v = self.split_qkv(x)  # (B * windows, heads, N, head_dim)
+        if rope is not None:
+            q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
         # The sizes (H, W) are not read without relative positions, where x may be (B, N, C).
         y = self.attention(q, k, v, x.shape[1:3], x.shape[1:3])
         x = y.transpose(1, 2).reshape(x.shape)  # (B * windows, heads, N, head_dim) -> (B * windows, ..., C)
@@ -189,13 +197,16 @@ class Attention(RelPosAttention):
             x = window_unpartition(x, size)
         return self.proj(x)
 
-    def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
+    def attention_weights(
+        self, x: Tensor, window: int, token: int, rope: Optional[Tuple[Tensor, Tensor]] = None
+    ) -> Tensor:
         """Returns the weights of one query.
 
         Args:
             x: Input of ``forward``, a batch of one.
             window: Index of the query's window; 0 without windows.
             token: Index of the query in its window.
+            rope: Rotation of queries and keys, as in ``forward``.
 
         Returns:
             (heads, N), the weight of each token of the window.
@@ -203,6 +214,8 @@ class Attention(RelPosAttention):
         if self.window_size:
             x = window_partition(x, self.window_size)[window, None]
         q, k, _ = self.split_qkv(x)
+        if rope is not None:
+            q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
         scale = q.shape[-1] ** -0.5
         if self.rel_pos_h is not None:
             q, k = concat_rel_pos(q, k, *self.gather_rel_pos(x.shape[1:3], x.shape[1:3]))

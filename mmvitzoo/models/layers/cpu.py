@@ -190,9 +190,12 @@ class SplitQKV(nn.Module):
         super().__init__()
         self.num_heads = attn.num_heads
         self.linears = nn.ModuleList()
-        for weight, bias in zip(attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)):
-            linear = nn.Linear(attn.qkv.in_features, len(weight), device='meta')
-            linear.weight, linear.bias = (nn.Parameter(y.detach(), requires_grad=False) for y in (weight, bias))
+        biases = [None] * 3 if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
+        for weight, bias in zip(attn.qkv.weight.chunk(3), biases):
+            linear = nn.Linear(attn.qkv.in_features, len(weight), bias is not None, device='meta')
+            linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+            if bias is not None:
+                linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
             self.linears.append(OneDNNLinear(linear, dtype))
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
