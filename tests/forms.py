@@ -81,6 +81,18 @@ FORMS = dict(
     vitdet_conv=plain(
         partial(PlainViT, VIT_ARCH, img_size=96, residual_block_indexes=(1, 3), **dict(VITDET, global_attn_indexes=()))
     ),
+    dinov2=plain(partial(PlainViT, VIT_ARCH, img_size=64, interpolate_offset=0.1, layer_scale_init_value=0.5)),
+    dinov3=plain(
+        partial(
+            PlainViT,
+            VIT_ARCH,
+            pos_type='rope',
+            num_register_tokens=2,
+            ffn_type='swiglu',
+            layer_scale_init_value=0.5,
+            norm_outputs=True,
+        )
+    ),
     # The convolutions beside attention, and the cells before it, are not recomputed.
     vitae=plain(partial(ViTAE, VITAE, img_size=96, window_size=3), recomputed=0.85),
     vitae_s=plain(

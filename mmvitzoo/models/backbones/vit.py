@@ -677,10 +677,10 @@ class PlainViT(Backbone):
         loaded = state_dict.get(key)
         if loaded is None or loaded.dim() != 3:
             return
+        has_cls_token = f'{prefix}cls_token' in state_dict
         # timm's tables for models with registers have no place for the class token.
-        candidates = [
-            (num_cls, loaded.shape[1] - num_cls) for num_cls in (1, 0)[f'{prefix}cls_token' not in state_dict :]
-        ]
+        possible = (1, 0) if has_cls_token and f'{prefix}reg_token' in state_dict else (int(has_cls_token),)
+        candidates = [(num_cls, loaded.shape[1] - num_cls) for num_cls in possible]
         if grid is None:
             found = [(n, fit_grid(num_patches, self.pos_embed_grid)) for n, num_patches in candidates]
         else:

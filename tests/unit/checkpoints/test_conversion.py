@@ -216,14 +216,15 @@ def test_unpublished_variant():
 def test_assumed_arguments_are_named(official):
     """Shapes of MPViT and of relative positions tell everything; those of a plain classifier do not tell the heads."""
     assert convert(official).assumed == {} and convert(official).description == 'tiny'
-    plain, vitdet = (convert(slim(form).state_dict()) for form in ('vit', 'vitdet'))
+    plain, vitdet = (convert(dict(slim(form).state_dict())) for form in ('vit', 'vitdet'))  # without metadata
     assert plain.assumed == dict(num_heads=1) and plain.description.endswith(', num_heads=1 (assumed)')
     assert vitdet.assumed == {} and vitdet.arch['num_heads'] == 3
     assert convert(slim('mvitv2', (3,)).state_dict()).assumed == dict(window_attention=False)
     assert set(convert(slim('scalablevit').state_dict()).assumed) == {'num_heads', 'window_size', 'channel_ratios'}
     with torch.device('meta'):
-        published = convert(MODELS.build(dict(type='PlainViT', arch='tiny', img_size=(64, 96))).state_dict())
-    assert published.description == 'tiny, num_heads=3 (assumed), img_size=(64, 96) (assumed)'
+        model = MODELS.build(dict(type='PlainViT', arch='tiny', img_size=(64, 96)))
+    assert convert(dict(model.state_dict())).description == 'tiny, num_heads=3 (assumed), img_size=(64, 96) (assumed)'
+    assert convert(model.state_dict()).description == 'tiny'
 
 
 @pytest.mark.parametrize('form', ['mvitv2', 'vit'])
@@ -232,5 +233,5 @@ def test_unknown_backbone_key_in_a_whole_model_is_refused(form):
     weights = {f'backbone.{key}': x for key, x in slim(form).state_dict().items()}
     weights['head.fc.weight'] = torch.zeros(3)
     assert convert(weights).source == 'mmvitzoo'
-    with pytest.raises(CheckpointError, match="backbone.blocks.0.ls1.gamma is no weight of this package's"):
-        convert({**weights, 'backbone.blocks.0.ls1.gamma': torch.zeros(3)})
+    with pytest.raises(CheckpointError, match="backbone.blocks.0.attn.q_norm.weight is no weight of this package's"):
+        convert({**weights, 'backbone.blocks.0.attn.q_norm.weight': torch.zeros(3)})

@@ -95,7 +95,7 @@ def test_log_marks_assumed_arguments(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(pretrained, 'print_log', lambda line, logger: lines.append(line))
     model = PlainViT('tiny')
-    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    torch.save(dict(model.state_dict()), tmp_path / 'a.pth')  # without metadata
     load_pretrained(model, str(tmp_path / 'a.pth'))
     assert 'loaded 150 tensors of arch tiny, num_heads=3 (assumed) from' in lines[0] and '(timm layout)' in lines[0]
 

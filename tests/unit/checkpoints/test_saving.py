@@ -38,7 +38,7 @@ def test_existing_file_is_kept(tmp_path):
 def test_failed_write_leaves_no_partial_file(tmp_path, monkeypatch, name):
     (tmp_path / name).write_text('precious')
 
-    def fail(content, path):
+    def fail(content, path, *args):
         with open(path, 'w') as file:
             file.write('half')
         raise OSError('disk full')

@@ -327,7 +327,12 @@ def test_encoder_of_segment_anything(width):
         ('detectron2', 'net.pos_embed', None, 'backbone.pos_embed is missing'),
         ('detectron2', 'net.pos_embed', torch.zeros(3), r'backbone.pos_embed has shape \(3,\), expected 3 dimensions'),
         ('mmvitzoo', 'pos_embed', torch.zeros(3, 3), r'has shape \(3, 3\), expected 3 or 4 dimensions'),
-        ('mmvitzoo', 'blocks.0.attn.rel_pos_h', torch.zeros(5, 7), 'rel_pos_h has 7 channels, which do not divide 48'),
+        (
+            'mmvitzoo',
+            'blocks.0.attn.rel_pos_h',
+            torch.zeros(5, 7),
+            'rel_pos_h belongs to heads of 7 channels, which do not divide 48',
+        ),
         ('mmvitzoo', 'blocks.3.attn.rel_pos_w', None, 'blocks.3.attn.rel_pos_w is missing'),
     ],
 )

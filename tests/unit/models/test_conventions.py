@@ -170,7 +170,8 @@ def test_forward_intermediates(form):
     model, x = slim(form).eval(), torch.randn(1, 3, 64, 96)
     expected = model(x)
     final, maps = model.forward_intermediates(x, norm=True)
-    normalized = expected if form[:3] != 'vit' else expected[-1:]  # plain backbones apply their last norm to every map
+    # Plain backbones apply their last norm to every map.
+    normalized = expected[-1:] if form.startswith(('vit', 'dinov2')) else expected
     assert_same_maps(maps[-len(normalized) :], normalized)
     (last,) = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True, output_fmt='NHWC')
     assert_same_maps([last.permute(0, 3, 1, 2)], expected[-1:])

@@ -197,7 +197,7 @@ def test_layer_depth():
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(arch='giant'), "arch is one of tiny, small, base, large, huge, or a dict, got 'giant'"),
+        (dict(arch='vast'), "arch is one of tiny, small, .*, 7b, or a dict, got 'vast'"),
         (dict(arch=dict(embed_dims=64)), 'keys of an arch dict are embed_dims, .* got embed_dims'),
         (dict(arch=dict(VIT_ARCH, embed_dims=50)), 'embed_dims is a multiple of num_heads, got 50 and 3'),
         (dict(arch=dict(VIT_ARCH, num_layers=0)), 'num_layers is a number of at least 1, got 0'),
@@ -207,7 +207,14 @@ def test_layer_depth():
         (dict(pretrain_img_size='224'), "pretrain_img_size is .* got '224'"),
         (dict(img_size=224.0), 'img_size is .* got 224.0'),
         (dict(VITDET, global_attn_indexes=2), 'global_attn_indexes are blocks from 0 to 3, got 2'),
-        (dict(patch_size=0), 'patch_size is a number of at least 1, got 0'),
+        (dict(patch_size=0), r'patch_size is a number of pixels, at least 1, or \(H, W\), got 0'),
+        (dict(ffn_type='glu'), "ffn_type is one of mlp, swiglu, got 'glu'"),
+        (dict(pos_type='sincos'), "pos_type is one of learned, rope, got 'sincos'"),
+        (dict(act='relu'), "act is one of gelu, gelu_tanh, quick_gelu, got 'relu'"),
+        (dict(num_register_tokens=-1), 'num_register_tokens is a number of at least 0, got -1'),
+        (dict(VITDET, num_register_tokens=2), 'window_size, .* need with_cls_token=False and num_register_tokens=0'),
+        (dict(VITDET, pos_type='rope'), "pos_type='rope' needs global attention"),
+        (dict(norm_outputs=True, final_norm=False), 'norm_outputs needs final_norm=True'),
         (dict(out_indices=(3, 4)), 'out_indices is an increasing sequence of numbers from 0 to 3, got .3, 4.'),
         (dict(out_type='map'), "out_type is one of featmap, cls_token, avg_featmap, raw, got 'map'"),
         (

@@ -1,0 +1,132 @@
+"""Positions, patches and heads of PlainViT: those of other grids, and what checkpoints tell about them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from forms import VIT_ARCH, VITDET
+
+from mmvitzoo.checkpoints import CheckpointError, convert, load, load_pretrained, save
+from mmvitzoo.models import PlainViT
+from mmvitzoo.models.layers import RotaryPositions, apply_rotary, resize_pos_embed
+
+
+@pytest.mark.parametrize('size', [(9, 13), (8, 11), (14, 14), (1, 2)])
+@pytest.mark.parametrize('offset, antialias', [(0.0, False), (0.1, False), (0.0, True)])
+def test_resized_positions_equal_interpolate(size, offset, antialias):
+    """The authors of DINOv2 pass the scale factors of an offset; other rules pass sizes."""
+    torch.manual_seed(0)
+    table = torch.randn(1, 81, 3)
+    maps = table.double().unflatten(1, (9, 9)).permute(0, 3, 1, 2)
+    scale = dict(scale_factor=[(side + offset) / 9 for side in size]) if offset else dict(size=size)
+    expected = F.interpolate(maps, mode='bicubic', antialias=antialias, **scale).permute(0, 2, 3, 1).float()
+    torch.testing.assert_close(resize_pos_embed(table, (9, 9), size, offset, antialias), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+def test_positions_of_the_learned_grid_are_unchanged(antialias):
+    table = torch.randn(1, 54, 3)
+    assert torch.equal(resize_pos_embed(table, (6, 9), (6, 9), 0.1, antialias).flatten(1, 2), table)
+
+
+def test_rotation_depends_on_the_distance_in_a_grid_alone():
+    """q.k after rotation is a function of the offset between the tokens; prefix tokens are not rotated."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+    cos, sin = RotaryPositions(8, num_prefix_tokens=3)((4, 5))
+    assert cos.shape == (3 + 20, 8)
+    assert torch.equal(cos[:3], torch.ones(3, 8)) and torch.equal(sin[:3], torch.zeros(3, 8))
+    rotated_q, rotated_k = (
+        apply_rotary(x.expand(1, 1, 20, 8), cos[3:].double(), sin[3:].double())[0, 0] for x in (q, k)
+    )
+    scores = (rotated_q @ rotated_k.T).view(4, 5, 4, 5)
+    torch.testing.assert_close(scores[0, 0, 1, 2], scores[2, 1, 3, 3], rtol=0, atol=1e-5)
+    assert (scores[0, 0, 1, 2] - scores[0, 0, 2, 2]).abs() > 1e-3
+
+
+def test_periods_stay_in_float32():
+    model = PlainViT(VIT_ARCH, pos_type='rope').half()
+    assert model.rope.periods.dtype == torch.float32 and model.pos_embed is None
+    model.load_state_dict({**model.state_dict(), 'rope.periods': torch.arange(4) + 2.0})
+    assert model.rope.periods.tolist() == [2, 3, 4, 5]
+
+
+def build(img_size, **kwargs):
+    return PlainViT(dict(VIT_ARCH, num_layers=1), img_size=img_size, **kwargs)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_checkpoints_tell_grid_and_heads(tmp_path, suffix):
+    """288 x 512 pixels have as many tokens as 384 x 384, and a file of this package tells which."""
+    wide, square = build((288, 512)), build(384)
+    save(wide.state_dict(), tmp_path / f'a{suffix}')
+    result = convert(load(tmp_path / f'a{suffix}'))
+    assert result.assumed == {}
+    assert result.backbone_cfg['img_size'] == (288, 512) and result.backbone_cfg['arch']['num_heads'] == 3
+    load_pretrained(square, str(tmp_path / f'a{suffix}'))
+    expected = resize_pos_embed(wide.pos_embed[:, 1:], (18, 32), (24, 24)).flatten(1, 2)
+    torch.testing.assert_close(square.pos_embed[:, 1:], expected)
+    with pytest.raises(CheckpointError, match='belong to num_heads=3, the model has num_heads=4'):
+        load_pretrained(PlainViT(dict(VIT_ARCH, num_layers=1, num_heads=4), img_size=384), str(tmp_path / f'a{suffix}'))
+
+
+def test_positions_without_metadata_have_the_ratio_of_the_model(caplog):
+    for img_size, loaded_size in (((288, 512), (144, 256)), ((288, 512), (288, 512)), ((288, 512), 64)):
+        model, other = build(img_size), build(loaded_size)
+        model.load_state_dict(dict(other.state_dict()))
+        expected = resize_pos_embed(other.pos_embed[:, 1:], other.pos_embed_grid, (18, 32)).flatten(1, 2)
+        assert torch.equal(model.pos_embed[:, 1:], expected)
+    with pytest.raises(RuntimeError, match='size mismatch for pos_embed'):
+        model.load_state_dict(dict(build((48, 80)).state_dict()))
+
+
+def test_first_position_is_kept_without_class_token():
+    """5 x 10 positions are one more than a square."""
+    model = build((80, 160), with_cls_token=False)
+    assert convert(dict(model.state_dict())).backbone['pos_embed'].shape[1] == 50
+    other = build((80, 160), with_cls_token=False)
+    other.load_state_dict(dict(model.state_dict()))
+    assert torch.equal(other.pos_embed, model.pos_embed)
+
+
+def test_missing_place_of_the_class_token_is_zero():
+    """timm's models with registers have positions of patches alone."""
+    model = build(64, num_register_tokens=2)
+    weights = dict(model.state_dict())
+    weights['pos_embed'] = weights['pos_embed'][:, 1:]
+    model.load_state_dict(weights)
+    assert not model.pos_embed[:, 0].any() and torch.equal(model.pos_embed[:, 1:], weights['pos_embed'])
+
+
+def test_patches_of_another_size_are_resampled():
+    """An enlarged patch gives what the patch itself gave."""
+    model, small = build((32, 48), patch_size=(16, 24)), build(16, patch_size=8)
+    model.load_state_dict(small.state_dict())
+    patch = torch.rand(1, 3, 8, 8)
+    enlarged = F.interpolate(patch, (16, 24), mode='bicubic', antialias=True)
+    torch.testing.assert_close(model.patch_embed(enlarged), small.patch_embed(patch), rtol=0, atol=1e-5)
+    assert model.strides == ((16, 24),) and model(torch.rand(1, 3, 30, 30))[0].shape[2:] == (2, 2)
+
+
+def test_windows_have_no_place_for_registers():
+    weights = build(64, num_register_tokens=2).state_dict()
+    arch = dict(VIT_ARCH, num_layers=1)
+    model = PlainViT(arch, img_size=64, **dict(VITDET, use_rel_pos=False, global_attn_indexes=()))
+    model.load_state_dict(weights)
+    with pytest.raises(RuntimeError, match='reg_token'):
+        build(64).load_state_dict(weights)
+
+
+@pytest.mark.parametrize(
+    'kwargs, own, message',
+    [
+        (dict(num_register_tokens=2), {}, 'belong to num_register_tokens=2, the model has num_register_tokens=0'),
+        (dict(pos_type='rope'), {}, "belong to pos_type='rope', the model has pos_type='learned'"),
+        (dict(ffn_type='swiglu'), {}, "belong to ffn_type='swiglu', the model has ffn_type='mlp'"),
+        (dict(in_channels=4), {}, 'belong to in_channels=4, the model has in_channels=3'),
+        ({}, dict(pre_norm=True), 'belong to pre_norm=False, the model has pre_norm=True'),
+    ],
+)
+def test_weights_of_other_options_are_refused(tmp_path, kwargs, own, message):
+    save(build(64, **kwargs).state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(build(64, **own), str(tmp_path / 'a.pth'))
