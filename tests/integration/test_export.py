@@ -38,8 +38,9 @@ class Detector(nn.Module):
 
 # TorchScript is tested for all forms, the slower exporters for one form of each architecture. `make test` runs one case
 # of each exporter except ONNX, which requires additional packages.
-ARCHITECTURES = ('mpvit', 'vit', 'vitdet', 'vitae_s', 'mvitv2_windows', 'scalablevit')
-FAST_CASES = [('vitdet', 'torchscript'), ('vit', 'exported-program')]
+ARCHITECTURES = ('mpvit', 'dinov2', 'dinov2_reg', 'dinov3', 'vitdet', 'vitae_s', 'mvitv2_windows', 'scalablevit')
+OPTIONS = dict(dinov2_reg=dict(interpolate_offset=0.0, interpolate_antialias=True, num_register_tokens=2))
+FAST_CASES = [('vitdet', 'torchscript'), ('dinov2', 'exported-program')]
 CASES = [(form, 'torchscript') for form in FORMS]
 CASES += [(form, name) for form in ARCHITECTURES for name in FORMATS if name != 'torchscript']
 
@@ -50,7 +51,8 @@ CASES += [(form, name) for form in ARCHITECTURES for name in FORMATS if name != 
 )
 def test_dynamic_export_equals_model(form, name, tmp_path):
     torch._dynamo.reset()
-    model = ExportModel(Detector(slim(form).eval().requires_grad_(False)))
+    backbone = slim(form.split('_reg')[0], **OPTIONS.get(form, {})).eval()
+    model = ExportModel(Detector(backbone.requires_grad_(False)))
     with torch.no_grad():
         run = EXPORTERS[name](model, torch.randn(TRACE_SHAPE), True, tmp_path / 'file', 18)
         # An exported program has a minimum size, which the exporter prints.
