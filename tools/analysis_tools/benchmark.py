@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -54,6 +55,22 @@ def mmpretrain_mvit(**kwargs) -> nn.Module:
     from mmpretrain.models.backbones import MViT
 
     return MViT('tiny', **kwargs)
+
+
+def mmpretrain_vit(arch: str, img_size: int) -> nn.Module:
+    from mmpretrain.models.backbones import VisionTransformer
+
+    return VisionTransformer(arch, img_size=img_size, patch_size=14, layer_scale_init_value=1e-5)
+
+
+def transformers_model(family: str, img_size: int, patch_size: int) -> nn.Module:
+    """Builds a small model of Hugging Face, whose package cannot be installed beside MMPretrain."""
+    import transformers
+
+    config = getattr(transformers, f'{family}Config')(
+        hidden_size=384, num_attention_heads=6, intermediate_size=1536, image_size=img_size, patch_size=patch_size
+    )
+    return getattr(transformers, f'{family}Model')(config)
 
 
 def mmseg_vit(**kwargs) -> nn.Module:
@@ -116,6 +133,35 @@ def vit_base() -> Case:
     return (8, 3, 224, 224), model, {'timm vit_base_patch16_224': lambda: timm_model('vit_base_patch16_224')}
 
 
+def dinov2_small(img_size: int = 518) -> Case:
+    """DINOv2 ViT-S/14 with the last map; peers with their own rules of positions."""
+    options = dict(arch='small', patch_size=14, layer_scale_init_value=1e-5)
+    model = MODELS.build(dict(type='PlainViT', img_size=518, interpolate_offset=0.1, **options))
+    return (
+        (1, 3, img_size, img_size),
+        model,
+        {
+            'timm vit_small_patch14_dinov2': lambda: timm_model('vit_small_patch14_dinov2', img_size=img_size),
+            'mmpretrain VisionTransformer': lambda: mmpretrain_vit('dinov2-small', img_size),
+            'transformers Dinov2Model': lambda: transformers_model('Dinov2', 518, 14),
+        },
+    )
+
+
+def dinov3_small(img_size: int = 512) -> Case:
+    """DINOv3 ViT-S/16 with the last map."""
+    options = dict(arch='small', num_register_tokens=4, layer_scale_init_value=1e-5)
+    model = MODELS.build(dict(type='PlainViT', pos_type='rope', norm_eps=1e-5, **options))
+    return (
+        (1, 3, img_size, img_size),
+        model,
+        {
+            'timm vit_small_patch16_dinov3': lambda: timm_model('vit_small_patch16_dinov3', img_size=img_size),
+            'transformers DINOv3ViTModel': lambda: transformers_model('DINOv3ViT', img_size, 16),
+        },
+    )
+
+
 def mvitv2_tiny() -> Case:
     """MViTv2-T with the last map, as in a classifier."""
     model = MODELS.build(dict(type='MViTv2', arch='tiny'))
@@ -164,6 +210,10 @@ CASES = {
     'vitdet-base': vitdet_base,
     'upernet-base': upernet_base,
     'vit-base': vit_base,
+    'dinov2-small': dinov2_small,
+    'dinov2-small-dense': partial(dinov2_small, 1036),
+    'dinov3-small': dinov3_small,
+    'dinov3-small-dense': partial(dinov3_small, 1024),
     'mvitv2-tiny': mvitv2_tiny,
     'mvitv2-tiny-dense': mvitv2_tiny_dense,
     'mpvit-small': mpvit_small,

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from .attention import RelPosAttention, rel_pos_attention_flash, split_heads
 from .compiling import is_compiling
 from .conv import ConvRelativePosition, DepthwiseConv
+from .layer_scale import LayerScale
 from .padding import ceil_div
 from .rel_pos import rel_pos_scores
 
@@ -30,8 +31,8 @@ def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None
     """Swaps layers of a model in place for faster inference on a CPU.
 
     Linear layers run in oneDNN, MLPs and relative position biases are computed in chunks, position convolutions of
-    MPViT are merged, and BatchNorm is folded into convolutions. In float32 outputs differ by rounding alone. A second
-    call changes nothing.
+    MPViT are merged, BatchNorm is folded into convolutions and layer scale into linear layers. In float32 outputs
+    differ by rounding alone. A second call changes nothing.
 
     Load the weights first: keys of the state dict change, and split, merged and folded weights are copies that are
     not for training. Linear layers with forward hooks are left as they are; hooks on a replaced MLP or position
@@ -58,6 +59,7 @@ def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None
     if dtype not in (None, torch.bfloat16):
         raise ValueError(f'optimize_for_inference: dtype is None or torch.bfloat16, got {dtype}')
     _fold_batch_norms(model)
+    _fold_layer_scales(model)
     _swap_layers(model, dtype)
     return model.eval()  # also the new layers
 
@@ -70,6 +72,20 @@ def _fold_batch_norms(model: nn.Module) -> None:
     backbones = [module for module in model.modules() if hasattr(module, 'family')]
     for module in backbones if shared else [model]:
         fuse_conv_bn(module)
+
+
+def _fold_layer_scales(model: nn.Module) -> None:
+    """Multiplies layer scale into the last linear layer of its branch."""
+    for block in model.modules():
+        for name, branch, layer in (('ls1', 'attn', 'proj'), ('ls2', 'mlp', 'fc2')):
+            scale = getattr(block, name, None)
+            linear = getattr(getattr(block, branch, None), layer, None)
+            if isinstance(scale, LayerScale) and linear is not None and _is_plain(linear, nn.Linear):
+                linear.weight = nn.Parameter(
+                    linear.weight.detach() * scale.gamma.detach()[:, None], requires_grad=False
+                )
+                linear.bias = nn.Parameter(linear.bias.detach() * scale.gamma.detach(), requires_grad=False)
+                setattr(block, name, nn.Identity())
 
 
 def _swap_layers(parent: nn.Module, dtype: Optional[torch.dtype]) -> None:
