@@ -60,6 +60,7 @@ _check_requirements()
 
 from .checkpoints import extend_mmengine, trust_mmengine_checkpoints  # noqa: E402
 from .engine.toolboxes import extend_toolboxes  # noqa: E402
+from .models import MPViT, MViTv2, PlainViT, ScalableViT, ViTAE  # noqa: E402
 from .models.layers import optimize_for_inference  # noqa: E402
 from .ops import suggest_install  # noqa: E402
 from .registry import MODELS  # noqa: E402
@@ -69,7 +70,17 @@ suggest_install()
 trust_mmengine_checkpoints()
 extend_mmengine()
 extend_toolboxes()
-import_module('mmvitzoo.models')
 import_module('mmvitzoo.engine')
 
-__all__ = ['MODELS', '__version__', 'get_config', 'list_models', 'optimize_for_inference']
+__all__ = [
+    'MODELS',
+    'MPViT',
+    'MViTv2',
+    'PlainViT',
+    'ScalableViT',
+    'ViTAE',
+    '__version__',
+    'get_config',
+    'list_models',
+    'optimize_for_inference',
+]

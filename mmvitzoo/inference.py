@@ -5,6 +5,7 @@ files and executes no code from them.
 """
 
 import copy
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
@@ -38,7 +39,8 @@ def load_model(config: Union[str, Path, Config], checkpoint: Union[str, Path, No
         checkpoint: Path or URL of a checkpoint for :func:`load_weights`. None leaves the weights random.
 
     Returns:
-        The model in evaluation mode. SyncBN is replaced by BatchNorm, since SyncBN does not run on a CPU.
+        The model in evaluation mode. SyncBN is replaced by BatchNorm, since SyncBN does not run on a CPU. The default
+        scope becomes that of the config, as in ``init_detector``, so that the toolbox's inference functions take it.
 
     Raises:
         ValueError: There is no such config, or its ``default_scope`` is not one of the three toolboxes.
@@ -50,8 +52,10 @@ def load_model(config: Union[str, Path, Config], checkpoint: Union[str, Path, No
         raise ValueError(f'default_scope must be one of {", ".join(TOOLBOXES)}, got {config.get("default_scope")!r}')
     if 'data_preprocessor' in config:  # MMPretrain's position; its runner copies it into the model
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(config.default_scope):
-        model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+    current = DefaultScope.get_current_instance()
+    if current is None or current.scope_name != config.default_scope:  # init_default_scope would warn of a change
+        DefaultScope.get_instance(f'{config.default_scope}-{time.time_ns()}', scope_name=config.default_scope)
+    model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
     model.cfg = model._config = config  # the toolboxes' inference functions read it from there
     if checkpoint is not None:
         load_weights(model, checkpoint)
@@ -115,10 +119,10 @@ class Predictor:
         config: Config, its path or its name, see :func:`load_model`.
         checkpoint: Path or URL of a checkpoint. None leaves the weights random.
         device: Torch device, such as ``'cuda:1'``. None selects the GPU if there is one, else the CPU.
-        score_thr: Score threshold; detections below it are dropped.
+        score_thr: Score threshold from 0 to 1; detections below it are dropped.
 
     Raises:
-        ValueError: There is no such config, its ``default_scope`` is not one of the three toolboxes, or its test
+        ValueError: ``score_thr`` is no such number. There is no such config, its ``default_scope`` is not one of the three toolboxes, or its test
             pipeline does not read 8-bit color images.
         FileNotFoundError: There is no such checkpoint.
         CheckpointError: The checkpoint cannot be read or does not fit the model.
@@ -131,6 +135,8 @@ class Predictor:
         device: Optional[str] = None,
         score_thr: float = 0.3,
     ):
+        if not 0 <= score_thr <= 1:
+            raise ValueError(f'score_thr is a number from 0 to 1, got {score_thr}')
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         self.model = load_model(config, checkpoint).to(device)
         if device.type == 'cpu':

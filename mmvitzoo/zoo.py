@@ -1,6 +1,7 @@
 """Lists the configs of this package by family and task, and loads them by name."""
 
 import difflib
+import fnmatch
 import re
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional
@@ -12,7 +13,9 @@ FAMILIES = ('mpvit', 'mvitv2', 'scalablevit', 'plainvit', 'vitae')
 TASKS = ('classification', 'detection', 'instance-segmentation', 'semantic-segmentation')
 
 
-def list_models(family: Optional[str] = None, task: Optional[str] = None) -> List[str]:
+def list_models(
+    family: Optional[str] = None, task: Optional[str] = None, pattern: Optional[str] = None
+) -> List[str]:
     """Lists the names of the configs of this package.
 
     Args:
@@ -20,6 +23,7 @@ def list_models(family: Optional[str] = None, task: Optional[str] = None) -> Lis
             None: all families.
         task: ``'classification'``, ``'detection'``, ``'instance-segmentation'`` or ``'semantic-segmentation'``.
             None: all tasks.
+        pattern: Wildcard pattern of whole names, such as ``'mask-rcnn*coco'``. None: all names.
 
     Returns:
         Sorted names, such as ``'mask-rcnn_mpvit-tiny_fpn_1x_coco'``, for :func:`get_config`.
@@ -29,8 +33,11 @@ def list_models(family: Optional[str] = None, task: Optional[str] = None) -> Lis
     """
     for argument, value, choices in (('family', family, FAMILIES), ('task', task, TASKS)):
         if value is not None and value not in choices:
-            raise ValueError(f'{argument} must be one of {", ".join(choices)}, got {value!r}')
+            hint = '; pattern= takes wildcards' if '*' in str(value) else ''
+            raise ValueError(f'{argument} must be one of {", ".join(choices)}, got {value!r}{hint}')
     names = sorted(config_files())
+    if pattern is not None:
+        names = fnmatch.filter(names, pattern)
     if family is not None:
         names = [name for name in names if family_of(name) == family]
     if task is not None:

@@ -29,6 +29,8 @@ def main():
     )
     parser.add_argument('--device', help='torch device, such as cpu or cuda:1 (default: the GPU if there is one)')
     args = parser.parse_args()
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f'--out is a folder, got the file {args.out}')
     try:
         images = find_images(args.images)
         predictor = Predictor(args.config, args.checkpoint, args.device, args.score_thr)

@@ -7,9 +7,11 @@ last step, so that weights are renamed first and a file of another model is an e
 
 import os
 import pickle
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Callable, Dict, Mapping, Optional
+from logging import WARNING
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 from mmengine.logging import print_log
@@ -24,6 +26,8 @@ from .reading import CheckpointError, download_once_per_node, is_torch_file, loa
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
 RESIZED = ('.pos_embed', '.rel_pos_h', '.rel_pos_w', '.patch_embed.proj.weight')
+# Whether a model that lacks weights is an error, see refuse_missing_weights.
+MISSING_REFUSED = ContextVar('missing_refused', default=False)
 
 
 def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -89,6 +93,31 @@ def _fits(key: str, own: Tensor, loaded: Optional[Tensor]) -> bool:
     return loaded is not None and (loaded.shape == own.shape or f'.{key}'.endswith(RESIZED))
 
 
+def _missing(model: nn.Module, weights: Mapping[str, Any]) -> str:
+    """Returns the part of a message that counts the weights a model would not get, empty if it gets all."""
+    model = _unwrap_model(model)
+    expected = _expected(model)
+    missing = [key for key, value in expected.items() if not _fits(key, value, weights.get(key))]
+    if not missing:
+        return ''
+    key = missing[-1]
+    shape = f' of shape {tuple(expected[key].shape)}, there {tuple(weights[key].shape)}' if key in weights else ''
+    return f'lacks {len(missing)} weights of {type(model).__name__}, such as {key}{shape}'
+
+
+@contextmanager
+def refuse_missing_weights() -> Iterator[None]:
+    """Makes loading an error if the model has a backbone of this package and would keep some of its random weights.
+
+    Inferencers load within this context. A training may start from a part of the weights.
+    """
+    token = MISSING_REFUSED.set(True)
+    try:
+        yield
+    finally:
+        MISSING_REFUSED.reset(token)
+
+
 def prepare_checkpoint(runner: Runner, checkpoint: Dict[str, Any]) -> None:
     """Renames the weights of a checkpoint that a runner has read, in place.
 
@@ -109,15 +138,12 @@ def prepare_checkpoint(runner: Runner, checkpoint: Dict[str, Any]) -> None:
         raise CheckpointError(f'{file}: {error}') from None
     if runner._resume and 'message_hub' not in checkpoint:
         raise CheckpointError(f'{file}: MMEngine did not write it, so no training can resume from it; use load_from')
-    # Loops are built when train, val or test is called. A training may start from a part of the weights: MMEngine
-    # warns of the others. An evaluation may not.
+    # Loops are built when train, val or test is called. A training may start from a part of the weights, with
+    # a warning. An evaluation may not.
     trains, *evaluates = (isinstance(x, BaseLoop) for x in (runner._train_loop, runner._val_loop, runner._test_loop))
-    missing = [key for key in _expected(_unwrap_model(runner.model)) if key not in weights]
-    if missing and any(evaluates) and not trains:
-        raise CheckpointError(
-            f'{file}: lacks {len(missing)} weights of {type(_unwrap_model(runner.model)).__name__}, such as '
-            f'{missing[-1]}, so the model cannot be evaluated'
-        )
+    missing = _missing(runner.model, weights) if any(evaluates) and not trains else ''
+    if missing:
+        raise CheckpointError(f'{file}: {missing}, so the model cannot be evaluated')
     checkpoint['state_dict'] = dict(weights) if weights is checkpoint else weights
 
 
@@ -135,8 +161,21 @@ def extend_mmengine() -> None:
 
 def _extend_load_state_dict(original: Callable) -> Callable:
     @wraps(original)
-    def load_state_dict(module, state_dict, *args, **kwargs):
-        return original(module, match_names(module, state_dict), *args, **kwargs)
+    def load_state_dict(module, state_dict, strict=False, logger=None):
+        weights = match_names(module, state_dict)
+        if _is_supported(module) and not strict:
+            missing = _missing(module, weights)
+            if missing and MISSING_REFUSED.get():
+                raise CheckpointError(f'the checkpoint {missing}, so the model cannot predict')
+            differences = [f'{missing}, which keep their values'] if missing else []
+            own = _unwrap_model(module).state_dict()
+            unused = [key for key in weights if key not in own]
+            if unused:
+                differences.append(f'has {len(unused)} tensors without use, such as {unused[-1]}')
+            if differences:
+                print_log(f'The checkpoint {"; it ".join(differences)}', logger or 'current', WARNING)
+                logger = 'silent'  # MMEngine would list every key
+        return original(module, weights, strict, logger)
 
     load_state_dict.extended = True
     return load_state_dict

@@ -20,6 +20,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .. import zoo
+from ..checkpoints.loading import refuse_missing_weights
 from ..models.backbones.base import Backbone
 
 # Task of the models that MMEngine's inferencers run, by default scope.
@@ -31,6 +32,7 @@ def extend_toolboxes() -> None:
     _extend_inferencers()
     call_when_imported(
         {
+            'mmpretrain.apis.base': _extend_mmpretrain_inferencer,
             'mmpretrain.apis.model': _extend_model_hub,
             'mmdet.engine.optimizers.layer_decay_optimizer_constructor': _name_layer_decay_constructor,
             'mmseg.engine.optimizers.layer_decay_optimizer_constructor': _name_layer_decay_constructor,
@@ -91,7 +93,8 @@ def _extend_inferencers() -> None:
     @wraps(init)
     def init_with_weights(self: BaseInferencer, model: Any = None, weights: Any = None, *args: Any, **kwargs: Any):
         self._has_weights = weights is not None  # _load_model_from_metafile is not told
-        init(self, model, weights, *args, **kwargs)
+        with refuse_missing_weights():
+            init(self, model, weights, *args, **kwargs)
 
     @wraps(list_models)
     def list_all_models(scope: Optional[str] = None, patterns: str = '.*') -> List[str]:
@@ -123,8 +126,23 @@ def _extend_inferencers() -> None:
     BaseInferencer._load_model_from_metafile = load_model_by_name
 
 
+def _extend_mmpretrain_inferencer(module: ModuleType) -> None:
+    """Lets MMPretrain's inferencers, which are none of MMEngine's, refuse checkpoints that lack weights."""
+    inferencer = module.BaseInferencer
+    init = inferencer.__init__
+
+    @wraps(init)
+    def init_with_all_weights(*args: Any, **kwargs: Any) -> None:
+        with refuse_missing_weights():
+            init(*args, **kwargs)
+
+    inferencer.__init__ = init_with_all_weights
+
+
 def _extend_model_hub(module: ModuleType) -> None:
     """Registers the classifiers of this package in MMPretrain's ``ModelHub``."""
+    from modelindex.models.Result import Result  # a requirement of MMPretrain
+
     hub = module.ModelHub
     get, names = hub.get.__func__, zoo.list_models(task='classification')
     if not names or hub.has(names[0]):
@@ -135,8 +153,11 @@ def _extend_model_hub(module: ModuleType) -> None:
         model = hub._models_dict[name]
         if name not in names:
             del hub._models_dict[name]  # detectors and segmentors, which MMPretrain cannot build
-        elif '://' not in (model.weights or ''):
+            continue
+        if '://' not in (model.weights or ''):
             model.weights = None  # MMPretrain warns and keeps random weights instead of opening the text as a file
+        if not model.results:  # inference_model and list_models read the task from the results
+            model.results = [Result(task='Image Classification', dataset=None, metrics={})]
 
     @wraps(get)
     def get_or_suggest(cls: type, model_name: str) -> Any:

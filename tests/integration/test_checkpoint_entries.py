@@ -1,5 +1,6 @@
 """Authors' checkpoints through every function and tool that loads one into a whole model."""
 
+import re
 import sys
 from importlib.metadata import packages_distributions
 
@@ -135,7 +136,8 @@ def test_runner_trains_detector_from_classifier(files, mock_datasets, monkeypatc
     file, ours = files['official MPViT']
     model = load_in_runner(DETECTOR, monkeypatch, tmp_path, 'train', file)
     assert_equal(model, ours, 'backbone.')
-    assert 'missing keys in source state_dict: neck.lateral_convs' in ''.join(capfd.readouterr())
+    (warning,) = (x for x in ''.join(capfd.readouterr()).splitlines() if 'The checkpoint lacks ' in x)
+    assert re.search(r'lacks \d+ weights of RetinaNet, such as bbox_head.*, which keep their values; it has 2 ', warning)
 
 
 def test_runner_loads_moving_average(files, mock_datasets, monkeypatch, tmp_path):
@@ -174,9 +176,46 @@ def test_runner_loads_bare_state_dict(files, mock_datasets, monkeypatch, tmp_pat
 def test_incomplete_file_is_not_evaluated(files, mock_datasets, monkeypatch, tmp_path):
     monkeypatch.chdir(mock_datasets)
     weights = {key: value for key, value in files['detector'][1].items() if not key.startswith('backbone.stages.1.')}
-    torch.save(dict(state_dict=weights), tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match=r'lacks \d+ weights of RetinaNet, such as backbone.stages.1'):
-        load_in_runner(DETECTOR, monkeypatch, tmp_path, 'test', str(tmp_path / 'a.pth'))
+    key = 'bbox_head.retina_cls.bias'
+    other_classes = {**files['detector'][1], key: torch.zeros(9)}
+    for content, match in ((weights, r'lacks \d+ .* backbone.stages.1'), (other_classes, rf'lacks 1 .* {key} of shape')):
+        torch.save(dict(state_dict=content), tmp_path / 'a.pth')
+        with pytest.raises(CheckpointError, match=match):
+            load_in_runner(DETECTOR, monkeypatch, tmp_path, 'test', str(tmp_path / 'a.pth'))
+
+
+@pytest.fixture(scope='module')
+def incomplete(files, tmp_path_factory):
+    """Writes checkpoints of a detector and a classifier that lack the last layer, or have it for other classes."""
+    folder = tmp_path_factory.mktemp('incomplete')
+    detector = {key: x for key, x in files['detector'][1].items() if not key.startswith('bbox_head.retina_cls')}
+    torch.save(dict(state_dict=detector), folder / 'detector.pth')
+    _, classifier = files['timm ViT']
+    torch.save(dict(state_dict={**classifier, 'head.fc.bias': torch.zeros(3)}), folder / 'classifier.pth')
+    return folder
+
+
+@pytest.mark.stack
+def test_inferencers_refuse_incomplete_files(incomplete):
+    from mmdet.apis import DetInferencer
+    from mmpretrain import ImageClassificationInferencer
+
+    with pytest.raises(CheckpointError, match=r'the checkpoint lacks 2 weights of RetinaNet, such as bbox_head.retina_cl'):
+        DetInferencer(get_config(DETECTOR).filename, str(incomplete / 'detector.pth'), device='cpu')
+    init_default_scope('mmpretrain')
+    config, file = get_config(CLASSIFIERS['timm ViT']).filename, str(incomplete / 'classifier.pth')
+    with pytest.raises(CheckpointError, match=r'such as head.fc.bias of shape \(1000,\), there \(3,\), so the model'):
+        ImageClassificationInferencer(config, pretrained=file, device='cpu')
+
+
+@pytest.mark.stack
+def test_init_detector_counts_missing_weights_in_one_line(incomplete, capfd):
+    from mmdet.apis import init_detector
+
+    init_detector(get_config(DETECTOR), str(incomplete / 'detector.pth'), device='cpu', palette='random')
+    output = ''.join(capfd.readouterr())
+    assert output.count('The checkpoint lacks 2 weights of RetinaNet, such as bbox_head.retina_cls') == 1
+    assert 'missing keys' not in output
 
 
 def test_tool_stops_with_one_line(files, mock_datasets, run_tool, tmp_path):

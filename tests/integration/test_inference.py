@@ -71,6 +71,7 @@ def test_list_models_by_family_and_task():
     assert set().union(*(mmvitzoo.list_models(task=task) for task in TASKS)) == set(names)
     assert mmvitzoo.list_models('vitae', 'detection') == mmvitzoo.list_models('vitae') != []
     assert mmvitzoo.list_models('vitae', 'classification') == []
+    assert mmvitzoo.list_models('mpvit', pattern='retinanet*tiny*1x*') == ['retinanet_mpvit-tiny_fpn_1x_coco']
     assert family_of('deit-base_upernet_8xb2-80k_ade20k-512x512') == 'plainvit'
     types = dict(mpvit='MPViT', mvitv2='MViTv2', scalablevit='ScalableViT', plainvit='PlainViT', vitae='ViTAE')
     for family, (name, *_) in zip(FAMILIES, by_family):
@@ -81,7 +82,8 @@ def test_list_models_by_family_and_task():
 @pytest.mark.parametrize(
     'call, message',
     [
-        (lambda: mmvitzoo.list_models('swin'), "family must be one of mpvit, .*, got 'swin'"),
+        (lambda: mmvitzoo.list_models('swin'), "family must be one of mpvit, .*, got 'swin'$"),
+        (lambda: mmvitzoo.list_models('*tiny*'), r"family must be .*, got '\*tiny\*'; pattern= takes wildcards"),
         (lambda: mmvitzoo.list_models(task='pose'), "task must be one of classification, .*, got 'pose'"),
         (lambda: mmvitzoo.get_config('mpvit-tyny_8xb128_in1k'), 'no such config.*did you mean mpvit-tiny_8xb128_in1k'),
         (lambda: mmvitzoo.get_config('nothing/of/this.py'), 'nothing/of/this.py: no such config'),
@@ -287,6 +289,7 @@ def test_infer_continues_after_unreadable_image(run_tool, workspace, checkpoints
         (f'{CLASSIFIER} nowhere.pth data/mini/val', 'nowhere.pth: no such checkpoint file'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth nowhere', 'nowhere: no such image or folder'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth configs/vit', 'configs/vit: no image in this folder'),
+        (f'{BOXES} random/{BOXES}.pth data/mini/val --score-thr 30', 'score_thr is a number from 0 to 1, got 30.0'),
         (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'the keys fit no mpvit/* layout, but plainvit/mmvitzoo'),
         (f'{DETECTOR} configs/vit/README.md data/mini/val', 'README.md: is neither a PyTorch checkpoint nor'),
     ],
@@ -295,6 +298,11 @@ def test_infer_with_invalid_arguments(run_tool, workspace, checkpoints, argument
     output = run_tool(f'{INFER} {arguments} --out invalid', fails=True)
     assert message in output
     assert not (workspace / 'invalid').exists()
+
+
+def test_infer_does_not_write_into_a_file(run_tool, workspace):
+    output = run_tool(f'{INFER} {CLASSIFIER} nowhere.pth data/mini/val --out README.md', fails=True)
+    assert output.splitlines()[-1].endswith('--out is a folder, got the file README.md')
 
 
 # ---------------------------------------------------------------- weights
@@ -309,6 +317,17 @@ def test_load_model_converts_authors_layouts(tmp_path):
     loaded = load_model(config, tmp_path / 'timm.pth').state_dict()
     assert loaded.keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.items())
+
+
+@pytest.mark.stack
+def test_loaded_models_work_in_the_toolboxes_functions():
+    """They find the transforms of the pipeline in the default scope."""
+    from mmdet.apis import inference_detector
+    from mmseg.apis import inference_model
+
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert len(inference_model(load_model(SEGMENTOR), image).pred_sem_seg.data) == 1
+    assert 'bboxes' in inference_detector(load_model(BOXES), image).pred_instances
 
 
 def test_mismatched_weights_are_an_error(tmp_path):

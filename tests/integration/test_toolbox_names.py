@@ -131,6 +131,20 @@ def test_image_classification_inferencer_by_name_without_published_weights():
     assert len(prediction['pred_scores']) == inferencer.model.head.num_classes
 
 
+@pytest.mark.parametrize('name', [CLASSIFIER, 'plainvit-tiny_in1k'])
+def test_task_of_classifiers_without_published_results(name):
+    from mmpretrain import ModelHub
+
+    assert [result.task for result in ModelHub.get(name).results] == ['Image Classification']
+
+
+def test_inference_model_finds_the_task():
+    from mmpretrain import get_model, inference_model
+
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        assert 'pred_scores' in inference_model(get_model(CLASSIFIER), IMAGE)
+
+
 def test_model_hub_suggests_names():
     from mmpretrain import get_model
 

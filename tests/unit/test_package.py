@@ -37,6 +37,11 @@ assert imported == {{'models'}}, imported
     assert done.returncode == 0, done.stderr
 
 
+def test_backbones_are_exported():
+    assert mmvitzoo.MPViT is mmvitzoo.models.MPViT
+    assert {'MPViT', 'MViTv2', 'PlainViT', 'ScalableViT', 'ViTAE'} < set(mmvitzoo.__all__)
+
+
 def test_wheel_contains_configs_and_tools(tmp_path):
     ignored = shutil.ignore_patterns('.*', '__pycache__', 'data', 'work_dirs', 'tests')
     shutil.copytree(ROOT, tmp_path / 'source', ignore=ignored)

@@ -75,7 +75,8 @@ def main() -> None:
     print(f'variant  {result.description}')
     print(f'tensors  {len(weights)}')
     for reason, count in Counter(result.dropped.values()).items():
-        print(f'dropped  {count}: {reason}')
+        key = next(key for key, value in result.dropped.items() if value == reason)
+        print(f'dropped  {count}: {reason}, such as {key}')
     print(f'written  {args.dst}')
 
 

@@ -109,14 +109,14 @@ class Backbone(BaseModule):
         self.in_channels = in_channels
         self.arch = self._resolve_arch(arch)
         self.embed_dims, self.num_layers = self.arch['embed_dims'], self.arch['num_layers']
-        indices = (out_indices,) if isinstance(out_indices, int) else out_indices
-        if not isinstance(indices, Sequence) or not all(isinstance(i, int) for i in indices):
+        indices = (out_indices,) if is_number(out_indices) else out_indices
+        if not isinstance(indices, Sequence) or not all(is_number(i) for i in indices):
             self._fail(f'out_indices is a sequence of numbers or one number, got {out_indices!r}')
         self.out_indices = tuple(i + num_outputs if i < 0 else i for i in indices)
-        self._check_increasing('out_indices', self.out_indices, range(num_outputs))
-        if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
+        self._check_increasing('out_indices', self.out_indices, range(num_outputs), given=out_indices)
+        if not is_number(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             self._fail(f'drop_path_rate is at least 0 and less than 1, got {drop_path_rate!r}')
-        if frozen_stages not in range(-1, self.out_indices[-1] + 2):
+        if not is_number(frozen_stages) or frozen_stages not in range(-1, self.out_indices[-1] + 2):
             self._fail(f'frozen_stages is a number from -1 to {self.out_indices[-1] + 1}, got {frozen_stages!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -138,33 +138,40 @@ class Backbone(BaseModule):
         raise ValueError(f'{self._get_name()}: {message}')
 
     def _check_number(self, name: str, value: Any, least: int = 1, types: Any = int) -> None:
-        if not isinstance(value, types) or value < least:
+        if not is_number(value, types) or value < least:
             self._fail(f'{name} is a number of at least {least}, got {value!r}')
 
     def _check_stages(self, name: str, values: Any, num_stages: int, types: Any = int) -> None:
         if (
             not isinstance(values, Sequence)
             or len(values) != num_stages
-            or not all(isinstance(value, types) and value > 0 for value in values)
+            or not all(is_number(value, types) and value > 0 for value in values)
         ):
             self._fail(f'{name} is a positive number for each of {num_stages} stages, got {values!r}')
 
-    def _check_increasing(self, name: str, values: Any, allowed: range, length: Optional[int] = None) -> None:
+    def _check_increasing(
+        self, name: str, values: Any, allowed: range, length: Optional[int] = None, given: Any = None
+    ) -> None:
         if (
             not isinstance(values, Sequence)
             or list(values) != sorted(set(values) & set(allowed))
             or len(values) != (length or max(len(values), 1))
         ):
             numbers = f'{length} numbers' if length else 'numbers'
+            given = values if given is None else given
             self._fail(
-                f'{name} is an increasing sequence of {numbers} from {allowed[0]} to {allowed[-1]}, got {values!r}'
+                f'{name} is an increasing sequence of {numbers} from {allowed[0]} to {allowed[-1]}, got {given!r}'
             )
 
     def _check_size(self, name: str, size: Any, least: int = 1) -> Tuple[int, int]:
         sides = size if isinstance(size, Sequence) else (size, size)
-        if len(sides) != 2 or not all(isinstance(side, int) and side >= least for side in sides):
+        if len(sides) != 2 or not all(is_number(side) and side >= least for side in sides):
             self._fail(f'{name} is a number of pixels, at least {least}, or (H, W), got {size!r}')
         return tuple(sides)
+
+    def _check_norm_cfg(self, norm_cfg: Any) -> None:
+        if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+            self._fail(f"norm_cfg is a dict such as dict(type='BN'), got {norm_cfg!r}")
 
     def check_input(self, x: Tensor) -> None:
         """Refuses images that the backbone does not take.
@@ -259,10 +266,9 @@ class Backbone(BaseModule):
         if output_fmt not in ('NCHW', 'NHWC'):
             self._fail(f"output_fmt is 'NCHW' or 'NHWC', got {output_fmt!r}")
         built = self.out_indices[-1] + 1
-        if isinstance(indices, int):
-            indices = range(built - indices, built)
-        wanted = list(range(built)) if indices is None else [i + built if i < 0 else i for i in indices]
-        self._check_increasing('indices', wanted, range(built))
+        numbers = range(built - indices, built) if isinstance(indices, int) else indices
+        wanted = list(range(built)) if numbers is None else [i + built if i < 0 else i for i in numbers]
+        self._check_increasing('indices', wanted, range(built), given=indices)
         self.check_input(x)
 
         def layout(y: Tensor) -> Tensor:
@@ -412,6 +418,11 @@ def check_image(x: Tensor, name: str, in_channels: int, min_size: Union[int, Tup
             f'{name}: the last map of one image of {x.shape[2]} x {x.shape[3]} pixels is 1 x 1, where BatchNorm cannot '
             'train; use larger images, more images in a batch, or norm_eval=True'
         )
+
+
+def is_number(value: Any, types: Any = int) -> bool:
+    """Returns whether a value is a number of these types; a bool, which Python counts as an int, is none."""
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 def keep_grad_strides(parameter: nn.Parameter) -> None:

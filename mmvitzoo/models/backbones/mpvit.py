@@ -254,6 +254,8 @@ class MPViT(Backbone):
         dims = tuple(self.arch['embed_dims'])
         if any(dim % NUM_HEADS for dim in dims):
             self._fail(f'embed_dims are multiples of {NUM_HEADS}, got {dims}')
+        if norm_cfg is not None:
+            self._check_norm_cfg(norm_cfg)
 
         conv_cfg = dict(stride=2, padding=1, bias=False, norm_cfg=norm_cfg, act_cfg=dict(type='HSwish'))
         self.stem = nn.Sequential(

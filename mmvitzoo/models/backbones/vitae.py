@@ -273,6 +273,7 @@ class ViTAE(PlainViT):
         pretrained: Optional[str] = None,
     ):
         arch = self._resolve_arch(arch)
+        self._check_norm_cfg(norm_cfg)
         self.norm_cfg = norm_cfg  # before the constructor of PlainViT, which builds stem and blocks
         super().__init__(
             arch,

@@ -34,8 +34,8 @@ def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None
     MPViT are merged, BatchNorm is folded into convolutions and layer scale into linear layers. In float32 outputs
     differ by rounding alone. A second call changes nothing.
 
-    Load the weights first: keys of the state dict change, and split, merged and folded weights are copies that are
-    not for training. Linear layers with forward hooks are left as they are; hooks on a replaced MLP or position
+    Load the weights first: keys of the state dict change, and split, merged and folded weights are copies. The model
+    cannot be trained afterwards: its ``train`` raises RuntimeError. Linear layers with forward hooks are left as they are; hooks on a replaced MLP or position
     convolution are lost. Where gradients are needed, under autocast and under ``torch.compile``, the new layers use
     PyTorch's standard operators.
 
@@ -139,7 +139,19 @@ def _is_inference(x: Tensor, *parameters: Optional[Tensor]) -> bool:
     return not (needs_grad or forward_ad._current_level >= 0 or is_compiling() or torch.is_autocast_cpu_enabled())
 
 
-class OneDNNLinear(nn.Linear):
+class InferenceLayer(nn.Module):
+    """Base of the new layers, which are not for training."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Sets eval mode; raises RuntimeError for training mode."""
+        if mode:
+            raise RuntimeError(
+                'a model cannot be trained after optimize_for_inference, which merges and copies weights; build it anew'
+            )
+        return super().train(mode)
+
+
+class OneDNNLinear(InferenceLayer, nn.Linear):
     """``nn.Linear`` in oneDNN, with an exact GELU if asked for.
 
     PyTorch hands float32 products to MKL, which is slower on many processors. oneDNN also applies the GELU while the
@@ -171,7 +183,7 @@ class OneDNNLinear(nn.Linear):
         return (F.gelu(x) if self.gelu else x).to(dtype)
 
 
-class ChunkedMlp(nn.Module):
+class ChunkedMlp(InferenceLayer):
     """MLP of two :class:`OneDNNLinear` that computes :data:`HIDDEN_ELEMENTS` hidden elements at a time.
 
     Args:
@@ -194,7 +206,7 @@ class ChunkedMlp(nn.Module):
         return (out[0] if num_chunks == 1 else torch.cat(out)).unflatten(0, x.shape[:-1])
 
 
-class SplitQKV(nn.Module):
+class SplitQKV(InferenceLayer):
     """Queries, keys and values by a linear layer each, so that each of the three is contiguous.
 
     Args:
@@ -248,7 +260,7 @@ class PooledQKV(SplitQKV):
         return tuple(maps)
 
 
-class MergedConvRelativePosition(nn.Module):
+class MergedConvRelativePosition(InferenceLayer):
     """:class:`.ConvRelativePosition` as one convolution by the largest kernel, without splitting and joining.
 
     Args:

@@ -27,7 +27,7 @@ class SimpleFeaturePyramid(BaseModule):
         num_outs: Number of levels. Levels beyond ``scale_factors`` subsample the previous level by 2.
         halve_channels: Halve the channels in each transposed convolution, as in Detectron2. False keeps them, as in the
             ViTDet repository of the ViTAE authors.
-        norm_cfg: Norm config of the 1 x 1 and 3 x 3 convolutions.
+        norm_cfg: Norm config of the 1 x 1 and 3 x 3 convolutions. None: no norm.
         init_cfg: Initialization config of MMEngine.
 
     Raises:
@@ -48,10 +48,18 @@ class SimpleFeaturePyramid(BaseModule):
         scale_factors: Sequence[float] = (4, 2, 1, 0.5),
         num_outs: int = 5,
         halve_channels: bool = True,
-        norm_cfg: dict = dict(type='LayerNorm2d', eps=1e-6),
+        norm_cfg: Optional[dict] = dict(type='LayerNorm2d', eps=1e-6),
         init_cfg: Optional[Union[dict, list]] = None,
     ):
         super().__init__(init_cfg)
+        for name, value in (('in_channels', in_channels), ('out_channels', out_channels), ('num_outs', num_outs)):
+            if not isinstance(value, int):
+                hint = ': it reads the last map alone' if name == 'in_channels' else ''
+                raise ValueError(f'SimpleFeaturePyramid: {name} is a number{hint}, got {value!r}')
+        if norm_cfg is not None and not (isinstance(norm_cfg, dict) and 'type' in norm_cfg):
+            raise ValueError(
+                f"SimpleFeaturePyramid: norm_cfg is a dict such as dict(type='BN'), or None, got {norm_cfg!r}"
+            )
         factors = list(scale_factors)
         if not factors or factors != sorted(set(factors) & {4, 2, 1, 0.5}, reverse=True):
             raise ValueError(

@@ -132,7 +132,11 @@ def test_indices_count_from_the_end_or_are_one_number(form):
     [
         (dict(out_indices={1}), r'out_indices is a sequence of numbers or one number, got \{1\}'),
         (dict(out_indices=('a',)), r"out_indices is a sequence of numbers or one number, got \('a',\)"),
-        (dict(out_indices=-5), r'out_indices is an increasing sequence of numbers from 0 to 3, got \(-1,\)'),
+        (dict(out_indices=-5), r'out_indices is an increasing sequence of numbers from 0 to 3, got -5$'),
+        (dict(out_indices=(0, -4)), r'out_indices is an increasing sequence of numbers from 0 to 3, got \(0, -4\)$'),
+        (dict(out_indices=True), 'out_indices is a sequence of numbers or one number, got True'),
+        (dict(frozen_stages=True), 'frozen_stages is a number from -1 to .*, got True'),
+        (dict(drop_path_rate=False), 'drop_path_rate is at least 0 and less than 1, got False'),
         (dict(init_cfg='a.pth'), "init_cfg is a dict, a list of dicts or None, got 'a.pth'"),
         (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained')), 'pretrained is .*, without init_cfg beside it'),
         (dict(pretrained=3), 'pretrained is a path or address'),
@@ -142,6 +146,13 @@ def test_indices_count_from_the_end_or_are_one_number(form):
 def test_arguments_of_a_wrong_type_are_one_line(form, kwargs, message):
     with pytest.raises(ValueError, match=message):
         FORMS[form].build(**kwargs)
+
+
+@pytest.mark.parametrize('form', ['mpvit', 'vitae'])
+@pytest.mark.parametrize('norm_cfg', ['BN', dict(requires_grad=True)], ids=str)
+def test_norm_cfg_is_a_dict_with_a_type(form, norm_cfg):
+    with pytest.raises(ValueError, match=r"norm_cfg is a dict such as dict\(type='BN'\), got "):
+        FORMS[form].build(norm_cfg=norm_cfg)
 
 
 @every_form

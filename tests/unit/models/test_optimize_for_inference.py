@@ -145,6 +145,14 @@ def test_models_in_training_or_on_another_device_are_refused(prepare, match):
         optimize_for_inference(prepare(slim('vit')))
 
 
+@every_form
+def test_optimized_models_refuse_training_mode(form):
+    model = optimize_for_inference(slim(form).eval())
+    with pytest.raises(RuntimeError, match='a model cannot be trained after optimize_for_inference'):
+        model.train()
+    model.eval()
+
+
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match='dtype is None or torch.bfloat16, got torch.float16'):
         optimize_for_inference(slim('vit').eval(), dtype=torch.float16)

@@ -113,8 +113,11 @@ def test_build_from_registry(name):
         (dict(scale_factors=[2, 2, 1]), r'scale_factors must be .*, got \[2, 2, 1\]'),
         (dict(num_outs=3), 'num_outs must be at least 4, got 3'),
         (dict(scale_factors=(1,), num_outs=0), 'num_outs must be at least 1, got 0'),
+        (dict(in_channels=[48, 48]), r'in_channels is a number: it reads the last map alone, got \[48, 48\]'),
+        (dict(out_channels='8'), "out_channels is a number, got '8'"),
+        (dict(norm_cfg='BN'), r"norm_cfg is a dict such as dict\(type='BN'\), or None, got 'BN'"),
     ],
 )
 def test_invalid_arguments(kwargs, message):
     with pytest.raises(ValueError, match=f'^SimpleFeaturePyramid: {message}$'):
-        SimpleFeaturePyramid(16, 8, **kwargs)
+        SimpleFeaturePyramid(**dict(dict(in_channels=16, out_channels=8), **kwargs))
