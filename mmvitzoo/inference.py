@@ -122,8 +122,8 @@ class Predictor:
         score_thr: Score threshold from 0 to 1; detections below it are dropped.
 
     Raises:
-        ValueError: ``score_thr`` is no such number. There is no such config, its ``default_scope`` is not one of the three toolboxes, or its test
-            pipeline does not read 8-bit color images.
+        ValueError: There is no such config, its ``default_scope`` is not one of the three toolboxes, or its test
+            pipeline does not read 8-bit color images. Or ``score_thr`` is not from 0 to 1.
         FileNotFoundError: There is no such checkpoint.
         CheckpointError: The checkpoint cannot be read or does not fit the model.
     """

@@ -13,9 +13,7 @@ FAMILIES = ('mpvit', 'mvitv2', 'scalablevit', 'plainvit', 'vitae')
 TASKS = ('classification', 'detection', 'instance-segmentation', 'semantic-segmentation')
 
 
-def list_models(
-    family: Optional[str] = None, task: Optional[str] = None, pattern: Optional[str] = None
-) -> List[str]:
+def list_models(family: Optional[str] = None, task: Optional[str] = None, pattern: Optional[str] = None) -> List[str]:
     """Lists the names of the configs of this package.
 
     Args:

@@ -301,8 +301,8 @@ def test_infer_with_invalid_arguments(run_tool, workspace, checkpoints, argument
 
 
 def test_infer_does_not_write_into_a_file(run_tool, workspace):
-    output = run_tool(f'{INFER} {CLASSIFIER} nowhere.pth data/mini/val --out README.md', fails=True)
-    assert output.splitlines()[-1].endswith('--out is a folder, got the file README.md')
+    output = run_tool(f'{INFER} {CLASSIFIER} nowhere.pth data/mini/val --out {INFER}', fails=True)
+    assert output.splitlines()[-1].endswith(f'--out is a folder, got the file {INFER}')
 
 
 # ---------------------------------------------------------------- weights

@@ -306,13 +306,14 @@ class ScalableViT(Backbone):
 
     def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
         for stage, blocks in enumerate(self.stages):
+            if stage > 0:
+                x = x.permute(0, 3, 1, 2)
             x = self.patch_embeds[stage](x)  # (B, C, H, W) -> (B, H', W', C')
             for i, block in enumerate(blocks):
                 x = block(x)
                 if i == 0:
                     x = x + self.pos_embeds[stage](x)
             yield x, None
-            x = x.permute(0, 3, 1, 2)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         # Later patch embeddings and position encodings belong to the first block of their stage.

@@ -35,9 +35,9 @@ def optimize_for_inference(model: nn.Module, dtype: Optional[torch.dtype] = None
     differ by rounding alone. A second call changes nothing.
 
     Load the weights first: keys of the state dict change, and split, merged and folded weights are copies. The model
-    cannot be trained afterwards: its ``train`` raises RuntimeError. Linear layers with forward hooks are left as they are; hooks on a replaced MLP or position
-    convolution are lost. Where gradients are needed, under autocast and under ``torch.compile``, the new layers use
-    PyTorch's standard operators.
+    cannot be trained afterwards: its ``train`` raises RuntimeError. Linear layers with forward hooks are left as they
+    are; hooks on a replaced MLP or position convolution are lost. Where gradients are needed, under autocast and under
+    ``torch.compile``, the new layers use PyTorch's standard operators.
 
     Args:
         model: A backbone of this package or any model with one, such as a detector, on a CPU in eval mode.
