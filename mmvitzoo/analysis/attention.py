@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..models.backbones.base import AttentionLayer, Backbone
-from ..models.layers import window_partition
+from ..models.layers import Attention, window_partition
 from ..models.layers.padding import ceil_div
 from .grid import Grid, get_backbone, token_grid
 from .images import draw_box, panels
@@ -126,8 +126,9 @@ def attention_map(
     else:
         side, window, token = max(q_size), 0, layer.num_prefix_tokens + row * q_size[1] + col
         key_indices = F.pad(key_indices, (layer.num_prefix_tokens, 0))
-    x, *rope = inputs
-    weights = layer.attn.attention_weights(x, window, token, *rope).cpu()
+    # The other layers have arguments that do not change the weights.
+    rope = inputs[1:] if isinstance(layer.attn, Attention) else ()
+    weights = layer.attn.attention_weights(inputs[0], window, token, *rope).cpu()
     weights = weights.new_zeros(len(weights), 1 + k_size[0] * k_size[1]).index_add_(1, key_indices, weights)
     top, bottom = query_grid.pixels(row // side * side, side, image_size[0])
     left, right = query_grid.pixels(col // side * side, side, image_size[1])
