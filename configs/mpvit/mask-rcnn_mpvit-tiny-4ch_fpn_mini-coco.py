@@ -12,9 +12,9 @@ model = dict(
     data_preprocessor=dict(
         _delete_=True,
         type='MultiChannelDetDataPreprocessor',
-        # Units of 16 bits: the means and deviations of ImageNet for red, green and blue, times 257.
-        mean=[31785, 29884, 26607, 19000],
-        std=[15009, 14675, 14739, 14000],
+        # Those of ImageNet for red, green and blue, in units of 16 bits; near infrared as measured.
+        mean=[31785, 29884, 26607, 13300],
+        std=[15009, 14675, 14739, 10400],
         pad_mask=True,
         pad_size_divisor=32,
     ),
