@@ -1,4 +1,4 @@
-"""Training on images of four bands, from weights for three channels."""
+"""Configs for four bands and for gray; a training on four bands from weights for three channels."""
 
 import make_mini_coco
 import numpy as np
@@ -6,12 +6,13 @@ import pytest
 import tifffile
 import torch
 from mmcv import imread
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from mmvitzoo import get_config
 
-RGB, FOUR_BANDS = 'mask-rcnn_mpvit-tiny_fpn_mini-coco', 'mask-rcnn_mpvit-tiny-4ch_fpn_mini-coco'
+RGB, FOUR_BANDS, GRAY = (f'mask-rcnn_mpvit-tiny{x}_fpn_mini-coco' for x in ('', '-4ch', '-gray'))
 pytestmark = pytest.mark.stack
 
 
@@ -34,6 +35,18 @@ def test_bands_of_the_demonstration_data(data):
     assert abs(bands[..., :3] / 257 - jpeg).mean() < 5  # compressed
     near_infrared = bands[..., 3] / 257
     assert near_infrared[semantic > 0].mean() > near_infrared[semantic == 0].mean() + 50
+
+
+def test_gray_images_through_the_stock_pipeline(data):
+    config = get_config(GRAY)
+    init_default_scope('mmdet')
+    config.train_dataloader.dataset.update(data_root=f'{data}/rgb/')
+    batch = pseudo_collate([DATASETS.build(config.train_dataloader.dataset)[0]])
+    image = MODELS.build(config.model.data_preprocessor)(batch)['inputs']
+    ((height, width),) = {x.img_shape for x in batch['data_samples']}
+    gray = imread(str(data / 'rgb/train/000001.jpg'), 'grayscale')
+    expected = (torch.from_numpy(gray).float() - 116) / 57
+    torch.testing.assert_close(image[0, :, :height, :width], expected[None])
 
 
 def test_four_bands_train_from_three_channels(data, tmp_path, capfd):
