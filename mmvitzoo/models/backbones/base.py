@@ -428,7 +428,7 @@ class Backbone(BaseModule):
         keys = []
         for key in (f'{prefix}{name}.weight' for name in self.first_convs):
             weight = state_dict.get(key)
-            if weight is None or weight.dim() != 4 or weight.shape[1] == self.in_channels:
+            if not isinstance(weight, Tensor) or weight.dim() != 4 or weight.shape[1] == self.in_channels:
                 continue
             if weight.shape[1] != 3:
                 self._fail(
