@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from ..models.backbones.base import image_channels
 from ..models.layers import attention
 from ..models.layers.cpu import rel_pos_attention_biased
 
@@ -164,7 +165,7 @@ def measure(config: Config, shape: Optional[Sequence[int]] = None) -> Cost:
     model.eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
-        x = torch.empty(1, 3, *shape)
+        x = torch.empty(1, image_channels(model), *shape)
         flops, activations = count(model, lambda: forward(model, x))
     return Cost(
         shape,
@@ -193,7 +194,7 @@ def forward(model: nn.Module, x: Tensor) -> None:
 
     Args:
         model: Classifier, segmentor or detector.
-        x: Image, (1, 3, H, W).
+        x: Image, (1, C, H, W).
     """
     if hasattr(model, 'decode_head'):
         model(x)

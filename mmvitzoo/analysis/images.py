@@ -22,10 +22,15 @@ def normalize(image: np.ndarray, data_preprocessor: Mapping[str, Any]) -> Tensor
 
     Returns:
         (1, 3, H, W).
+
+    Raises:
+        ValueError: The model is for images of other channels.
     """
     if not (data_preprocessor.get('bgr_to_rgb') or data_preprocessor.get('to_rgb')):
         image = image[..., ::-1]  # the toolboxes read images in BGR
     mean, std = (torch.tensor(data_preprocessor.get(key) or [x] * 3).float() for key, x in (('mean', 0), ('std', 1)))
+    if len(mean) != 3:
+        raise ValueError(f'only models for images of 3 channels are supported, the data_preprocessor has {len(mean)}')
     return ((torch.from_numpy(image.copy()).float() - mean) / std).permute(2, 0, 1)[None].contiguous()
 
 

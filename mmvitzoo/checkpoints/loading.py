@@ -43,7 +43,8 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
 
     Raises:
         CheckpointError: The layout is unknown, or the weights belong to another model: less than half of the tensors
-            of the model and of its backbone are in the file, or have another shape there.
+            of the model and of its backbone are in the file, or have another shape there. Or they are for images of
+            other channels, see :meth:`.Backbone.weights_to_adapt`.
     """
     if not _is_supported(model):
         return content
@@ -63,7 +64,11 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
                 raise CheckpointError(str(error)) from None
             print_log(f'Converted the checkpoint from the {result.family}/{result.source} layout', logger='current')
             weights = result.state_dict if name else result.backbone
-    found = [key for key, value in expected.items() if _fits(key, value, weights.get(key))]
+    try:
+        adapted = backbone.weights_to_adapt(weights, f'{name}.' if name else '')
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    found = [key for key, value in expected.items() if key in adapted or _fits(key, value, weights.get(key))]
     if 2 * len(found) < len(expected) and 2 * sum(key in found for key in inside) < len(inside):
         raise CheckpointError(
             f'only {len(found)} of the {len(expected)} tensors of {type(model).__name__} are in the checkpoint with '

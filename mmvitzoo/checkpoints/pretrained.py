@@ -45,6 +45,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         raise CheckpointError(f'{checkpoint}: {error}') from None
     try:
         missing, unexpected = backbone.load_state_dict(result.backbone, strict=False)
+    except ValueError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from None
     except RuntimeError as error:
         details = ' '.join(str(error).split('\n')[:4])
         raise CheckpointError(

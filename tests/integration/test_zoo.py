@@ -17,7 +17,7 @@ MODELS_OF_ALL = [model for index in INDEX.values() for model in index['Models']]
 # {algorithm}_{backbone}[_{neck}]_{schedule}_{dataset}[-{size}], or without an algorithm for classifiers and segmentors.
 NAME = re.compile(
     r'((cascade-mask-rcnn|mask-rcnn|retinanet|deformable-detr)_)?'
-    r'(mpvit|mvitv2|scalablevit|plainvit|deit|vitae)-[a-z0-9]+(-(ln|conv|mae|in21k|pretrained))*'
+    r'(mpvit|mvitv2|scalablevit|plainvit|deit|vitae)-[a-z0-9]+(-(ln|conv|mae|in21k|pretrained|4ch|gray))*'
     r'(_mln)?(_(fpn|upernet))?'
     r'(_(\d+xb\d+(-\d+[ke])?|1x|ms-3x|lsj-\d+e|lsj-3x))?'
     r'_(in1k|coco|lvis-v1|ade20k-512x512|mini-coco|mini-classes)'

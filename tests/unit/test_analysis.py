@@ -272,6 +272,11 @@ def test_normalize_follows_the_data_preprocessor(workspace, key, channels):
         assert torch.allclose(x[0, i], (torch.from_numpy(image[..., channel]).float() - (i + 1)) / (i + 4))
 
 
+def test_normalize_refuses_models_of_other_channels():
+    with pytest.raises(ValueError, match='only models for images of 3 channels are supported, .* has 4'):
+        normalize(np.zeros((8, 8, 3), np.uint8), dict(mean=[1] * 4, std=[2] * 4))
+
+
 @pytest.fixture
 def command(workspace, monkeypatch):
     """Returns a function that runs a Python command line in this process, in the workspace."""

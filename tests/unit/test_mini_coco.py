@@ -58,7 +58,7 @@ def test_perfect_predictions_score_one(mini):
 def test_train_and_val_share_no_digit(monkeypatch, tmp_path):
     seen = {}
 
-    def record(root, split, digits, labels, photos):
+    def record(root, split, digits, labels, photos, near_infrared):
         root.mkdir(parents=True, exist_ok=True)
         seen[split] = {digit.tobytes() for digit in digits}
         return 0

@@ -8,6 +8,8 @@ samples. Random numbers come from NumPy's frozen ``RandomState``, so the same pa
     {train,val}/*.jpg                        images, 160 or 192 pixels a side
     semantic/{train,val}/*.png               0 is background, 1 to 10 the digits 0 to 9
     classes/{train,val}/{0..9}/*.jpg         crops of the digits, for classification
+
+With --near-infrared, images are TIFF files of 16 bits with four bands: red, green, blue and a made near infrared.
 """
 
 import argparse
@@ -32,7 +34,7 @@ JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92)
 MARKER = 'mini_coco.txt'  # tells a folder that may be replaced from a user's own
 
 
-def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
+def build_mini_coco(out_dir: Union[str, Path], near_infrared: bool = False) -> Dict[str, int]:
     """Writes the data set, or replaces an earlier one as a whole.
 
     The folder is built beside the target and renamed at the end. A killed build leaves it there, and the next one
@@ -40,6 +42,7 @@ def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
 
     Args:
         out_dir: Folder to make, such as ``data/mini``.
+        near_infrared: Write images of four bands and 16 bits, as TIFF.
 
     Returns:
         Number of digits by split.
@@ -64,7 +67,7 @@ def build_mini_coco(out_dir: Union[str, Path]) -> Dict[str, int]:
         shutil.rmtree(work)
     try:
         for split, samples in (('train', order[:NUM_TRAIN_DIGITS]), ('val', order[NUM_TRAIN_DIGITS:])):
-            counts[split] = _write_split(new, split, digits[samples], labels[samples], photos)
+            counts[split] = _write_split(new, split, digits[samples], labels[samples], photos, near_infrared)
         (new / MARKER).write_text('Made by make_mini_coco.py, which replaces the whole folder when it runs again.\n')
         if out_dir.exists():
             out_dir.rename(old)
@@ -90,7 +93,9 @@ def _load_photos() -> List[np.ndarray]:
     return [cv2.resize(photo, None, fx=480 / len(photo), fy=480 / len(photo)) for photo in photos]
 
 
-def _write_split(root: Path, split: str, digits: np.ndarray, labels: np.ndarray, photos: List[np.ndarray]) -> int:
+def _write_split(
+    root: Path, split: str, digits: np.ndarray, labels: np.ndarray, photos: List[np.ndarray], near_infrared: bool
+) -> int:
     for folder in (root / split, root / 'semantic' / split, root / 'annotations'):
         folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -98,8 +103,12 @@ def _write_split(root: Path, split: str, digits: np.ndarray, labels: np.ndarray,
         rng = RandomState(index + 100_000 * (split == 'val'))
         image, masks, classes = _make_scene(rng, digits, labels, photos)
         height, width = image.shape[:2]
-        images.append(dict(id=index + 1, file_name=f'{index + 1:06d}.jpg', height=height, width=width))
-        _write_image(root / split / f'{index + 1:06d}.jpg', image, JPEG)
+        file_name = f'{index + 1:06d}.{"tif" if near_infrared else "jpg"}'
+        images.append(dict(id=index + 1, file_name=file_name, height=height, width=width))
+        if near_infrared:
+            _write_bands(root / split / file_name, image, _make_near_infrared(rng, image, masks))
+        else:
+            _write_image(root / split / file_name, image, JPEG)
         semantic = np.zeros((height, width), np.uint8)
         for mask, label in zip(masks, classes):
             semantic[mask] = label + 1
@@ -135,6 +144,20 @@ def _write_split(root: Path, split: str, digits: np.ndarray, labels: np.ndarray,
 def _write_image(path: Path, image: np.ndarray, options: Sequence[int] = ()) -> None:
     # cv2.imwrite reports no error on a full disk.
     path.write_bytes(cv2.imencode(path.suffix, image, options)[1])
+
+
+def _write_bands(path: Path, image: np.ndarray, near_infrared: np.ndarray) -> None:
+    """Writes a BGR image (H, W, 3) and a fourth band (H, W) of 8 bits as a TIFF of 16 bits, red first."""
+    import tifffile
+
+    bands = np.dstack([image[..., ::-1], near_infrared]).astype(np.uint16) * 257
+    tifffile.imwrite(path, bands, photometric='minisblack', planarconfig='contig', compression='zlib')
+
+
+def _make_near_infrared(rng: RandomState, image: np.ndarray, masks: List[np.ndarray]) -> np.ndarray:
+    """Makes a band (H, W) in which digits of every color are bright, as plants are in near infrared."""
+    band = 0.4 * image.mean(2) + 100 * np.any(masks, 0)
+    return (band + rng.standard_normal(band.shape) * 10).clip(0, 255).astype(np.uint8)
 
 
 def _make_scene(
@@ -205,10 +228,11 @@ def _add_clutter(rng: RandomState, image: np.ndarray) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out_dir', nargs='?', default='data/mini', help='folder to make; default: data/mini')
+    parser.add_argument('--near-infrared', action='store_true', help='write images of four bands and 16 bits, as TIFF')
     args = parser.parse_args()
     started = time.time()
     try:
-        counts = build_mini_coco(args.out_dir)
+        counts = build_mini_coco(args.out_dir, args.near_infrared)
     except OSError as error:
         message = str(error)
         parser.exit(1, f'{message if args.out_dir in message else f"{args.out_dir}: {message}"}\n')

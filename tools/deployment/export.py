@@ -1,6 +1,6 @@
 """Exports a model: export.py CONFIG [CHECKPOINT] --format onnx|torchscript|exported-program --out FILE.
 
-The exported model takes normalized images (B, 3, H, W), as the data_preprocessor of the model returns them.
+The exported model takes normalized images (B, C, H, W), as the data_preprocessor of the model returns them.
 Classifiers return logits (B, classes). Segmentors return logits (B, classes, H, W) in the size of the image. Detectors
 return the feature maps of the neck, or of the backbone if there is no neck. With --dynamic, the file accepts any batch
 and image size; otherwise it accepts single images of --shape.
@@ -22,6 +22,7 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmvitzoo.inference import load_model
+from mmvitzoo.models.backbones.base import image_channels
 
 FORMATS = dict(onnx='.onnx', torchscript='.pt', **{'exported-program': '.pt2'})
 TOLERANCE = 1e-4  # relative error of an output
@@ -87,10 +88,10 @@ class ExportModel(nn.Module):
         if hasattr(self.model, 'decode_head') or hasattr(self.model, 'head'):
             return ['logits']
         with torch.no_grad():
-            return [f'map{i}' for i in range(len(self(torch.zeros(TRACE_SHAPE))))]
+            return [f'map{i}' for i in range(len(self(random_images(self, TRACE_SHAPE))))]
 
     def forward(self, images: Tensor) -> Sequence[Tensor]:
-        """(B, 3, H, W) -> logits or feature maps."""
+        """(B, C, H, W) -> logits or feature maps."""
         features = self.model.extract_feat(images)
         if hasattr(self.model, 'decode_head'):
             logits = self.model.decode_head(features)
@@ -100,6 +101,11 @@ class ExportModel(nn.Module):
         if hasattr(self.model, 'head'):
             return (self.model.head(features),)
         return tuple(features)
+
+
+def random_images(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Returns random images of a shape (B, 3, H, W), with the channels of a model in place of 3."""
+    return torch.randn(shape[0], image_channels(model), *shape[2:])
 
 
 def export_onnx(model: ExportModel, images: Tensor, dynamic: bool, path: Path, opset: int) -> Callable:
@@ -194,16 +200,16 @@ def main():
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
     model = build(parser, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    images = torch.randn(TRACE_SHAPE if args.dynamic else (1, 3, *args.shape))
+    images = random_images(model, TRACE_SHAPE if args.dynamic else (1, 3, *args.shape))
     # ONNX stores weights of more than 2 GB in a second file, whose name the first one contains.
     with tempfile.TemporaryDirectory(dir=args.out.parent) as folder, torch.no_grad():
         path = Path(folder, args.out.name)
         try:
             run = EXPORTERS[args.format](model, images, args.dynamic, path, args.opset)
             for shape in CHECK_SHAPES if args.dynamic else (images.shape,):
-                x = torch.randn(shape)
+                x = random_images(model, shape)
                 error = relative_error(run(x), model(x))
-                print(f'{"x".join(map(str, shape))}: relative error {error:.1e} to PyTorch')
+                print(f'{"x".join(map(str, x.shape))}: relative error {error:.1e} to PyTorch')
                 if not error < TOLERANCE:
                     raise ValueError(f'relative error {error:.1e} of an output, must be below {TOLERANCE}')
         except Exception as error:  # exporters raise many types

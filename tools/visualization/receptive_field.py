@@ -7,6 +7,7 @@ import torch
 
 from mmvitzoo.analysis import draw_receptive_fields, normalize, receptive_fields
 from mmvitzoo.analysis.command import picture_parser, read_resized, write_picture
+from mmvitzoo.models.backbones.base import image_channels
 
 NUM_RANDOM_IMAGES = 8
 
@@ -16,7 +17,8 @@ def draw(args, model):
         preprocessor = model.cfg.model.data_preprocessor
         images = torch.cat([normalize(read_resized(path, args.size), preprocessor) for path in args.images])
     else:
-        images = torch.randn(NUM_RANDOM_IMAGES, 3, *args.size, generator=torch.Generator().manual_seed(0))
+        shape = (NUM_RANDOM_IMAGES, image_channels(model), *args.size)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return draw_receptive_fields(receptive_fields(model, images))
 
 

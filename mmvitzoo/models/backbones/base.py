@@ -1,9 +1,11 @@
 """Contract of every backbone of this package."""
 
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -56,10 +58,11 @@ class Backbone(BaseModule):
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1); it increases linearly from 0.
         frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages.
         norm_eval: Keep every BatchNorm in eval mode during training.
-        in_channels: Channels of the image.
         init_cfg: Initialization config of MMEngine. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes
             checkpoints of the authors and of other libraries as well as converted ones.
         pretrained: Path or address of a checkpoint, short for the ``init_cfg`` above. Configs of MMSegmentation set it.
+        in_channels: Channels of the images. Checkpoints for 3 channels are adapted while loading as in timm: their
+            first convolution is summed for 1 channel, else repeated and multiplied by ``3 / in_channels``.
 
     Attributes:
         family: Name of the family, such as ``'mpvit'``.
@@ -82,6 +85,8 @@ class Backbone(BaseModule):
     overlapping_patches: bool = True
     # Regular expressions of keys that a pretrained classifier lacks; these weights keep their initial values.
     optional_keys: Tuple[str, ...] = ()
+    # Names of the convolutions of the image, as far as a model has them.
+    first_convs: Tuple[str, ...] = ('patch_embed.proj',)
     # Initializes a module by its type, without an init_cfg.
     init_module = staticmethod(init_transformer_weights)
 
@@ -395,6 +400,58 @@ class Backbone(BaseModule):
             ValueError: A weight is missing or misshapen, or the shapes are those of no variant.
         """
         raise NotImplementedError
+
+    @classmethod
+    def infer_in_channels(cls, state_dict: Dict[str, Tensor]) -> Dict[str, int]:
+        """Returns ``in_channels`` of these weights for the config of :meth:`infer_cfg`, or nothing for the default 3.
+
+        Args:
+            state_dict: Weights of a backbone of this family, without a prefix.
+
+        Raises:
+            ValueError: The first convolution is misshapen.
+        """
+        keys = [f'{name}.weight' for name in cls.first_convs if f'{name}.weight' in state_dict]
+        in_channels = weight_shape(state_dict, keys[0], 4)[1] if keys else 3
+        return {} if in_channels == 3 else dict(in_channels=in_channels)
+
+    def weights_to_adapt(self, state_dict: Mapping[str, Tensor], prefix: str = '') -> List[str]:
+        """Returns the keys of first convolutions for 3 channels, if the model has another number of channels.
+
+        Args:
+            state_dict: Weights with the names of the model.
+            prefix: Prefix of the backbone's parameters, such as ``'backbone.'``.
+
+        Raises:
+            ValueError: The weights have neither 3 channels nor ``in_channels``.
+        """
+        keys = []
+        for key in (f'{prefix}{name}.weight' for name in self.first_convs):
+            weight = state_dict.get(key)
+            if not isinstance(weight, Tensor) or weight.dim() != 4 or weight.shape[1] == self.in_channels:
+                continue
+            if weight.shape[1] != 3:
+                self._fail(
+                    f'the checkpoint is for images of {weight.shape[1]} channels, the model has '
+                    f'in_channels={self.in_channels}; only checkpoints for 3 channels are adapted'
+                )
+            keys.append(key)
+        return keys
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Adapts the first convolutions of a checkpoint for 3 channels."""
+        keys = self.weights_to_adapt(state_dict, prefix)
+        for key in keys:
+            state_dict[key] = adapt_input_conv(self.in_channels, state_dict[key].detach())
+        if keys:
+            message = f'{self._get_name()}: adapted the first convolution from 3 to {self.in_channels} channels'
+            print_log(message, logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def image_channels(model: nn.Module) -> int:
+    """Returns the channels of the images of a model: 3 unless it has a backbone of this package with others."""
+    return next((module.in_channels for module in model.modules() if isinstance(module, Backbone)), 3)
 
 
 def check_image(x: Tensor, name: str, in_channels: int, min_size: Union[int, Tuple[int, int]], stride: int) -> None:

@@ -208,6 +208,7 @@ class MPViT(Backbone):
         with_cp: Use activation checkpointing of transformer blocks in training.
         init_cfg: Initialization config of MMEngine.
         pretrained: Path or address of a checkpoint, short for ``init_cfg``.
+        in_channels: Channels of the images, see :class:`.Backbone`.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -235,6 +236,7 @@ class MPViT(Backbone):
             num_paths=(2, 3, 3, 3), num_layers=(1, 3, 8, 3), embed_dims=(128, 224, 368, 480), mlp_ratios=(4, 4, 4, 4)
         ),
     }
+    first_convs = ('stem.0.conv',)
 
     def __init__(
         self,
@@ -247,8 +249,11 @@ class MPViT(Backbone):
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
         pretrained: Optional[str] = None,
+        in_channels: int = 3,
     ):
-        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, norm_eval, init_cfg, pretrained)
+        super().__init__(
+            arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, norm_eval, init_cfg, pretrained, in_channels
+        )
         for key, values in self.arch.items():
             self._check_stages(key, values, NUM_STAGES, (int, float) if key == 'mlp_ratios' else int)
         dims = tuple(self.arch['embed_dims'])
@@ -259,7 +264,7 @@ class MPViT(Backbone):
 
         conv_cfg = dict(stride=2, padding=1, bias=False, norm_cfg=norm_cfg, act_cfg=dict(type='HSwish'))
         self.stem = nn.Sequential(
-            ConvModule(3, dims[0] // 2, 3, **conv_cfg), ConvModule(dims[0] // 2, dims[0], 3, **conv_cfg)
+            ConvModule(in_channels, dims[0] // 2, 3, **conv_cfg), ConvModule(dims[0] // 2, dims[0], 3, **conv_cfg)
         )
         num_layers = self.arch['num_layers']
         rates = iter(drop_path_rates(drop_path_rate, sum(num_layers)))
@@ -328,6 +333,7 @@ class MPViT(Backbone):
             arch['embed_dims'] += (dim,)
             arch['mlp_ratios'] += (hidden_dim / dim,)
         cfg = dict(type=cls.__name__, arch=match_variant(cls.arch_zoo, arch, num_stages))
+        cfg.update(cls.infer_in_channels(state_dict))
         if num_stages < 4:
             cfg['out_indices'] = tuple(range(num_stages))
         return cfg, {}

@@ -219,6 +219,7 @@ class MViTv2(Backbone):
         with_cp: Use activation checkpointing in training.
         init_cfg: Initialization config of MMEngine.
         pretrained: Path or address of a checkpoint, short for ``init_cfg``.
+        in_channels: Channels of the images, see :class:`.Backbone`.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -256,8 +257,11 @@ class MViTv2(Backbone):
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
         pretrained: Optional[str] = None,
+        in_channels: int = 3,
     ):
-        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained)
+        super().__init__(
+            arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained, in_channels
+        )
         self._check_arch()
         img_size = self._check_size('img_size', img_size, least=32)
         dim, num_heads, num_layers = (self.arch[key] for key in ('embed_dims', 'num_heads', 'num_layers'))
@@ -266,7 +270,7 @@ class MViTv2(Backbone):
         self.out_channels = tuple(dim * 2 ** min(stage + shift, NUM_STAGES - 1) for stage in range(NUM_STAGES))
         # First block of each stage, and the number of blocks.
         self.starts = (0, *self.arch['downscale_indices'], num_layers)
-        self.patch_embed = OverlapPatchEmbed(3, dim, 7, 4)
+        self.patch_embed = OverlapPatchEmbed(in_channels, dim, 7, 4)
         self.blocks = nn.ModuleList()
         rates = drop_path_rates(drop_path_rate, num_layers)
         grid = tuple(ceil_div(side, 4) for side in img_size)  # (H, W) in tokens of the input of block i
@@ -373,6 +377,7 @@ class MViTv2(Backbone):
         out_indices = tuple(stage for stage in range(NUM_STAGES) if f'norm{stage}.weight' in state_dict)
         window_attention = out_indices not in ((), (NUM_STAGES - 1,))
         cfg: Dict[str, Any] = dict(type=cls.__name__, arch=cls._match_arch(arch))
+        cfg.update(cls.infer_in_channels(state_dict))
         if window_attention:
             cfg.update(window_attention=True, out_indices=out_indices)
         if starts:

@@ -191,6 +191,7 @@ class ScalableViT(Backbone):
         with_cp: Use activation checkpointing in training.
         init_cfg: Initialization config of MMEngine.
         pretrained: Path or address of a checkpoint, short for ``init_cfg``.
+        in_channels: Channels of the images, see :class:`.Backbone`.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -230,6 +231,7 @@ class ScalableViT(Backbone):
 
     # A classifier has only the last norm.
     optional_keys = (r'norm0\..+', r'norm1\..+', r'norm2\..+')
+    first_convs = ('patch_embeds.0.proj',)
 
     def __init__(
         self,
@@ -241,8 +243,11 @@ class ScalableViT(Backbone):
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
         pretrained: Optional[str] = None,
+        in_channels: int = 3,
     ):
-        super().__init__(arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained)
+        super().__init__(
+            arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained, in_channels
+        )
         self._check_arch()
         self._check_number('window_size', window_size)
         dims, num_layers = self.arch['embed_dims'], self.arch['num_layers']
@@ -253,7 +258,7 @@ class ScalableViT(Backbone):
             dim, num_heads = dims[stage], self.arch['num_heads'][stage]
             ratios = self.arch['spatial_ratios'][stage], self.arch['channel_ratios'][stage]
             norm = nn.LayerNorm(dim, eps=1e-6)
-            patch = (dims[stage - 1], dim, 3, 2) if stage else (3, dim, 7, 4)
+            patch = (dims[stage - 1], dim, 3, 2) if stage else (in_channels, dim, 7, 4)
             self.patch_embeds.append(OverlapPatchEmbed(*patch, norm))
             self.stages.append(nn.ModuleList())
             for i in range(num_layers[stage]):
@@ -349,6 +354,7 @@ class ScalableViT(Backbone):
             arch['spatial_ratios'] += (ratio,)
             arch['channel_ratios'] += (qk_dim / dim,)
         cfg: Dict[str, Any] = dict(type=cls.__name__, arch=match_variant(cls.arch_zoo, arch, num_stages))
+        cfg.update(cls.infer_in_channels(state_dict))
         out_indices = tuple(stage for stage in range(NUM_STAGES) if f'norm{stage}.weight' in state_dict)
         if out_indices != tuple(range(NUM_STAGES)):
             cfg['out_indices'] = out_indices

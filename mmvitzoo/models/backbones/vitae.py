@@ -182,19 +182,20 @@ class ReductionStem(nn.Sequential):
     Images that 16 does not divide are padded with zeros at the bottom and on the right.
 
     Args:
+        in_channels: Channels of the image.
         dims: Channels after each cell.
         norm_cfg: Norm config of the convolution modules.
     """
 
-    def __init__(self, dims: Sequence[int], norm_cfg: dict):
+    def __init__(self, in_channels: int, dims: Sequence[int], norm_cfg: dict):
         super().__init__(
-            ReductionCell(3, dims[0], *REDUCTIONS[0], attention=True, norm_cfg=norm_cfg),
+            ReductionCell(in_channels, dims[0], *REDUCTIONS[0], attention=True, norm_cfg=norm_cfg),
             ReductionCell(dims[0], dims[1], *REDUCTIONS[1], attention=True, norm_cfg=norm_cfg),
             ReductionCell(dims[1], dims[2], *REDUCTIONS[2], attention=False, norm_cfg=norm_cfg),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H', W', C), H' and W' are H and W divided by 16, rounded up."""
+        """(B, C, H, W) -> (B, H', W', C'), H' and W' are H and W divided by 16, rounded up."""
         x = pad_to_multiple(x, 16, channels_first=True)
         return super().forward(x).permute(0, 2, 3, 1).contiguous()
 
@@ -223,6 +224,7 @@ class ViTAE(PlainViT):
         with_cp: Use activation checkpointing in training, but not for the convolutions.
         init_cfg: Initialization config of MMEngine.
         pretrained: Path or address of a checkpoint, short for ``init_cfg``.
+        in_channels: Channels of the images, see :class:`.Backbone`.
 
     Raises:
         ValueError: An argument is outside these ranges; the message says what is allowed.
@@ -256,6 +258,12 @@ class ViTAE(PlainViT):
             reduction_dims=(96, 192),
         ),
     }
+    # The reduction cells read the image in several convolutions.
+    first_convs = (
+        'patch_embed.proj',
+        *(f'patch_embed.0.prm.{i}' for i in range(len(REDUCTIONS[0][0]))),
+        'patch_embed.0.pcm.0',
+    )
 
     def __init__(
         self,
@@ -271,6 +279,7 @@ class ViTAE(PlainViT):
         with_cp: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
         pretrained: Optional[str] = None,
+        in_channels: int = 3,
     ):
         arch = self._resolve_arch(arch)
         self._check_norm_cfg(norm_cfg)
@@ -290,6 +299,7 @@ class ViTAE(PlainViT):
             with_cp=with_cp,
             init_cfg=init_cfg,
             pretrained=pretrained,
+            in_channels=in_channels,
         )
         self.norm_eval = norm_eval
         self.freeze()
@@ -312,7 +322,8 @@ class ViTAE(PlainViT):
         if self.arch['reduction_dims'] is None:
             super()._build_stem(patch_size)
         else:
-            self.patch_embed = ReductionStem((*self.arch['reduction_dims'], self.arch['embed_dims']), self.norm_cfg)
+            dims = (*self.arch['reduction_dims'], self.arch['embed_dims'])
+            self.patch_embed = ReductionStem(self.in_channels, dims, self.norm_cfg)
             self.pos_embed = self.cls_token = None
             self.overlapping_patches = True
 
@@ -336,6 +347,7 @@ class ViTAE(PlainViT):
         )
         name = next((name for name, variant in cls.arch_zoo.items() if {**variant, **arch} == variant), None)
         cfg = dict(type=cls.__name__, arch=name, final_norm='norm.weight' in state_dict)
+        cfg.update(cls.infer_in_channels(state_dict))
         grid = None if has_cells else nearest_grid(weight_shape(state_dict, 'pos_embed', 3)[1])
         is_assumed_grid = grid is not None and grid[0] != grid[1]
         global_blocks, is_told = (), False

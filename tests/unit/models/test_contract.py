@@ -245,8 +245,31 @@ def test_wrong_input_shapes(form):
     model = slim(form).eval()
     patch = model.strides[0]
     for shape in ((1, 3, patch - 1, 64), (1, 3, 64, patch - 1), (3, 64, 64), (1, 4, 64, 64)):
-        with pytest.raises(ValueError, match=f'H and W of at least {patch} pixels, got'):
+        with pytest.raises(ValueError, match=rf'\(B, 3, H, W\) with H and W of at least {patch} pixels, got'):
             model(torch.zeros(shape))
+
+
+def as_rgb(x):
+    """Returns images of 3 channels on which a model gives the same maps as its adapted weights on ``x``."""
+    if x.shape[1] == 1:
+        return x.expand(-1, 3, -1, -1)
+    return 3 / x.shape[1] * torch.stack([x[:, i::3].sum(1) for i in range(3)], 1)  # channel i has the weights of i % 3
+
+
+@every_form
+@pytest.mark.parametrize('in_channels', [1, 4])
+@torch.no_grad()
+def test_weights_for_three_channels_are_adapted(form, in_channels):
+    rgb, model = slim(form).eval(), slim(form, in_channels=in_channels).eval()
+    model.load_state_dict(rgb.state_dict())
+    x = torch.randn(1, in_channels, 64, 96)
+    assert_same_maps(model(x), rgb(as_rgb(x)))
+
+
+@every_form
+def test_config_of_weights_has_their_channels(form):
+    cfgs = [slim(form, in_channels=n).infer_cfg(slim(form, in_channels=n).state_dict())[0] for n in (3, 4)]
+    assert 'in_channels' not in cfgs[0] and cfgs[1]['in_channels'] == 4
 
 
 def forward_weights(attn, x, monkeypatch):
