@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from ..models.backbones import vit
 from ..models.layers import attention
 from ..models.layers.rel_pos import rel_pos_scores
 
@@ -107,6 +108,11 @@ def rel_pos_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+def empty_pos_embed(pos_embed: Tensor, grid: Sequence[int], size: Sequence[int], *args: Any) -> Tensor:
+    """Returns a tensor of the shape of :func:`.resize_pos_embed`, (1, H, W, C) for ``size`` (H, W)."""
+    return pos_embed.new_empty(1, *size, pos_embed.shape[-1])
+
+
 def count(model: nn.Module, forward: Callable[[], Any]) -> Tuple[Counter, int]:
     """Counts the FLOPs, by operator, and the activations of a forward pass.
 
@@ -120,6 +126,8 @@ def count(model: nn.Module, forward: Callable[[], Any]) -> Tuple[Counter, int]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(patch.object(attention, 'pad_for_flash', lambda *qkv: qkv))
+        # Positions are resized for an image size, not for each image; other counters do not count it either.
+        stack.enter_context(patch.object(vit, 'resize_pos_embed', empty_pos_embed))
         for module in model.modules():
             if hasattr(module, 'rel_pos_kernel'):
                 stack.enter_context(patch.object(module, 'rel_pos_kernel', rel_pos_attention))
