@@ -74,3 +74,26 @@ def group_by(key, names):
     for name in names:
         groups[as_text(key(_read(name)))].append(name)
     return list(groups.values())
+
+
+def types_in(value):
+    """Yields the ``type`` of all modules in a model's config, without norms, activations and training settings."""
+    if isinstance(value, dict):
+        if 'type' in value:
+            yield str(value['type'])
+        for key, item in value.items():
+            if key not in ('data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg', 'norm_cfg', 'act_cfg'):
+                yield from types_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from types_in(item)
+
+
+def module_types(config):
+    """Returns the classes of detector, backbone, neck and heads, which distinguish kinds of models."""
+    return sorted(set(types_in(config.model)))
+
+
+def size(name):
+    """Returns the number of parameters of a config's model."""
+    return LISTED[name]['Metadata']['Parameters']

@@ -19,6 +19,7 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
@@ -27,9 +28,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+<<<<<<< HEAD
 from ..models.backbones.base import image_channels
+=======
+from ..models.backbones import vit
+>>>>>>> 5fa74b3be331be5320b882b6a30bb3fbf85c21fc
 from ..models.layers import attention
-from ..models.layers.cpu import rel_pos_attention_biased
+from ..models.layers.rel_pos import rel_pos_scores
 
 aten = torch.ops.aten
 # Products of two activations. A product with a weight has no batch dimension.
@@ -100,6 +105,18 @@ class ActivationCounter(TorchDispatchMode):
         return out
 
 
+def rel_pos_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """:func:`.rel_pos_attention_biased` in one chunk: a bias without data takes no memory."""
+    h, w = rel_pos_scores(q.unflatten(2, (len(rel_h), len(rel_w))), rel_h, rel_w)
+    bias = (h[..., None] + w[..., None, :]).flatten(-2).flatten(2, 3)  # (B, heads, Hq * Wq, H * W)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def empty_pos_embed(pos_embed: Tensor, grid: Sequence[int], size: Sequence[int], *args: Any) -> Tensor:
+    """Returns a tensor of the shape of :func:`.resize_pos_embed`, (1, H, W, C) for ``size`` (H, W)."""
+    return pos_embed.new_empty(1, *size, pos_embed.shape[-1])
+
+
 def count(model: nn.Module, forward: Callable[[], Any]) -> Tuple[Counter, int]:
     """Counts the FLOPs, by operator, and the activations of a forward pass.
 
@@ -113,9 +130,11 @@ def count(model: nn.Module, forward: Callable[[], Any]) -> Tuple[Counter, int]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(patch.object(attention, 'pad_for_flash', lambda *qkv: qkv))
+        # Positions are resized for an image size, not for each image; other counters do not count it either.
+        stack.enter_context(patch.object(vit, 'resize_pos_embed', empty_pos_embed))
         for module in model.modules():
             if hasattr(module, 'rel_pos_kernel'):
-                stack.enter_context(patch.object(module, 'rel_pos_kernel', rel_pos_attention_biased))
+                stack.enter_context(patch.object(module, 'rel_pos_kernel', rel_pos_attention))
             # FlopCounterMode fails on views of parameters that require gradients. Weights of linear layers have to
             # require them: otherwise torch turns some products of expanded tensors into batched ones.
             for parameter in module.parameters(recurse=False):

@@ -19,8 +19,10 @@ from zoo_configs import (
     as_text,
     bases,
     group_by,
+    module_types,
     read_config,
     read_stock_config,
+    size,
     without_scope,
 )
 
@@ -76,13 +78,27 @@ def test_inheritance(subtests):
     assert {path.relative_to(root) for path in paths if '_base_' in path.parts} <= used
 
 
+def modules_after_backbone(model):
+    """Returns the configs of the modules that take the backbone's maps: the neck, or heads."""
+    if 'in_channels' in (model.get('neck') or {}):
+        return [model.neck]
+    return [model[name] for name in ('decode_head', 'auxiliary_head', 'head') if name in model]
+
+
 @pytest.mark.stack
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_parameters(folder, subtests):
-    """The model of each config has the number of parameters in its metafile."""
+def test_parameters_and_channels(folder, subtests):
+    """Each model has the number of parameters in its metafile, and its neck or heads have the backbone's channels."""
     for name in (name for name in NAMES if name.startswith(f'{folder}/')):
         with subtests.test(name):
-            assert count(build_on_meta(read_config(name))) == LISTED[name]['Metadata']['Parameters']
+            config = read_config(name)
+            model = build_on_meta(config)
+            assert count(model) == LISTED[name]['Metadata']['Parameters']
+            backbone = model.backbone
+            maps = [backbone.out_channels[i] for i in backbone.out_indices]
+            for module in modules_after_backbone(config.model):
+                one_map = isinstance(module.in_channels, int)
+                assert module.in_channels == (maps[module.get('in_index', -1)] if one_map else maps), module.type
 
 
 def test_base_batch_size():
@@ -93,28 +109,6 @@ def test_base_batch_size():
             gpus = 16 if '_16xb' in name else 8
             expected = gpus * config.train_dataloader.batch_size
             assert config.auto_scale_lr.base_batch_size == expected, name
-
-
-def types_in(value):
-    """Yields the ``type`` of all modules in a model's config, without norms, activations and training settings."""
-    if isinstance(value, dict):
-        if 'type' in value:
-            yield str(value['type'])
-        for key, item in value.items():
-            if key not in ('data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg', 'norm_cfg', 'act_cfg'):
-                yield from types_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from types_in(item)
-
-
-def module_types(config):
-    """Returns the classes of detector, backbone, neck and heads, which distinguish kinds of models."""
-    return sorted(set(types_in(config.model)))
-
-
-def size(name):
-    return LISTED[name]['Metadata']['Parameters']
 
 
 def build_trainable(name, tmp_path):

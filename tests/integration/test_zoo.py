@@ -7,7 +7,18 @@ import pytest
 import yaml
 import zoo_table
 from modelindex.load_model_index import load
-from zoo_configs import FOLDERS, LISTED, NAMES, ROOT, group_by, read_config, read_stock_config
+from zoo_configs import (
+    FOLDERS,
+    LISTED,
+    NAMES,
+    RECIPES,
+    ROOT,
+    group_by,
+    module_types,
+    read_config,
+    read_stock_config,
+    size,
+)
 
 from mmvitzoo.analysis.cost import default_shape, measure
 
@@ -161,6 +172,9 @@ def check_published(model):
             assert abs(difference) <= 0.03 if 'FLOPs' in field else abs(difference) <= 0.01 or rounded, field
 
 
+COSTS = ('Parameters', 'FLOPs', 'Module FLOPs', 'Resolution')
+
+
 def model_of(config):
     """Returns a key that configs of equal cost share: the model without the settings that do not affect inference."""
     left_out = ('train_cfg', 'test_cfg', 'data_preprocessor')
@@ -173,10 +187,19 @@ def check_costs(members):
     cost = measure(read_config(members[0]))
     expected = [cost.params, cost.flops, cost.module_flops, '{} x {}'.format(*cost.shape)]
     for name in members:
-        listed = LISTED[name]['Metadata']
-        assert [listed[key] for key in ('Parameters', 'FLOPs', 'Module FLOPs', 'Resolution')] == expected, name
+        assert [LISTED[name]['Metadata'][key] for key in COSTS] == expected, name
 
 
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_costs_of_each_kind_are_up_to_date(folder, subtests):
+    """The metafile has the cost of the smallest published model with each backbone, neck and heads."""
+    for members in group_by(module_types, [name for name in RECIPES if name.startswith(f'{folder}/')]):
+        name = min(members, key=size)
+        with subtests.test(name):
+            check_costs([name])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_costs_are_up_to_date(folder, subtests):
     """The metafile has the cost of each distinct model. Models whose layers do not fit together cannot be counted."""
@@ -184,6 +207,13 @@ def test_costs_are_up_to_date(folder, subtests):
     for members in group_by(model_of, names):
         with subtests.test(', '.join(members)):
             check_costs(members)
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_equal_models_have_equal_costs(folder):
+    for members in group_by(model_of, [name for name in NAMES if name.startswith(f'{folder}/')]):
+        costs = [[LISTED[name]['Metadata'][key] for key in COSTS] for name in members]
+        assert costs == costs[:1] * len(costs), members
 
 
 def test_tables_are_up_to_date():

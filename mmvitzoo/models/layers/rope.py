@@ -49,22 +49,22 @@ class RotaryPositions(nn.Module):
         return self
 
     def forward(self, size: Sequence[int]) -> Tuple[Tensor, Tensor]:
-        """Returns cosines and sines of (P + H * W, head_dim) for a map of (H, W) tokens after P prefix tokens."""
+        """Returns cosines and sines of (P + H * W, head_dim / 2) for a map of (H, W) tokens after P prefix tokens."""
         angles = rotary_angles(self.periods, size)
         prefix = (0, 0, self.num_prefix_tokens, 0)
         return F.pad(angles.cos(), prefix, value=1.0), F.pad(angles.sin(), prefix)
 
 
 def rotary_angles(periods: Tensor, size: Sequence[int]) -> Tensor:
-    """Returns the angles of a map of (H, W) tokens: (H * W, 4 * len(periods))."""
+    """Returns the angles of a map of (H, W) tokens: (H * W, 2 * len(periods))."""
     periods = at_least_float32(periods)
     y, x = ((torch.arange(n, device=periods.device, dtype=periods.dtype) + 0.5) * (2 / n) - 1 for n in size)
     y, x = (2 * math.pi * axis[:, None] / periods for axis in (y, x))  # (H, D / 4) and (W, D / 4)
     y, x = y[:, None].expand(-1, size[1], -1), x.expand(size[0], -1, -1)
-    return torch.cat([y, x, y, x], -1).flatten(0, 1)
+    return torch.cat([y, x], -1).flatten(0, 1)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates queries or keys, (B, heads, N, C), by the angles of (N, C), in the wider of the two types."""
-    first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
+    """Rotates queries or keys, (B, heads, N, C), by the angles of (N, C / 2), in the wider of the two types."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)

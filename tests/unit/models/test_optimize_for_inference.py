@@ -49,7 +49,7 @@ def test_outputs_stay_equal(form, elements, monkeypatch):
 
 
 @every_form
-def test_gradients_autocast_and_compilation_still_work(form):
+def test_gradients_and_autocast_still_work(form):
     model = trained(form)
     optimized = optimize_for_inference(copy.deepcopy(model))
     x = torch.randn(1, 3, 64, 64, requires_grad=True)
@@ -58,7 +58,20 @@ def test_gradients_autocast_and_compilation_still_work(form):
     assert_close(torch.autograd.grad(optimized(x)[-1], x, weight), torch.autograd.grad(expected, x, weight), 1e-4)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         assert_close([y.float() for y in optimized(x)], [y.float() for y in model(x)], 0.05)
-    program = torch.export.export(optimized, (x.detach(),))
+
+
+# Forms with the same optimized layers as another form.
+REPEATED = ('vitae', 'vitdet_conv', 'mvitv2', 'mvitv2_mlp')
+
+
+@pytest.mark.parametrize(
+    'form', [pytest.param(form, marks=pytest.mark.slow if form in REPEATED else []) for form in FORMS]
+)
+def test_optimized_model_exports(form):
+    model = trained(form)
+    optimized = optimize_for_inference(copy.deepcopy(model))
+    x = torch.randn(1, 3, 64, 64)
+    program = torch.export.export(optimized, (x,))
     with torch.no_grad():
         assert_close(program.module()(x), model(x))
 
