@@ -28,8 +28,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ..models.backbones.base import image_channels
 from ..models.backbones import vit
+from ..models.backbones.base import image_channels
 from ..models.layers import attention
 from ..models.layers.rel_pos import rel_pos_scores
 
