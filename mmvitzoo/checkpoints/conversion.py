@@ -109,7 +109,8 @@ def convert(
     except ValueError as error:
         raise CheckpointError(f'{name}: no config can be inferred from the converted weights: {error}') from error
     if not own_metadata:
-        assumed.update({key: metadata[key] for key in layout.assumed if key != 'act' or act is None})
+        customary = [key for key in layout.assumed if key in metadata and (key != 'act' or act is None)]
+        assumed.update({key: metadata[key] for key in customary})
     return ConversionResult(renamed, layout.family, layout.source, backbone_cfg, assumed, dropped, layout.note)
 
 

@@ -139,6 +139,21 @@ NAMES = {
 }
 
 
+class Ignored:
+    """Stand-in for any object beside the weights in a file of Lightning: it does nothing, whatever is asked of it."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any) -> 'Ignored':
+        return self
+
+    def append(self, item: Any) -> None:
+        """Ignores an item."""
+
+    extend = append
+
+
 class _Opcodes(dict):
     def __missing__(self, code: int) -> None:
         refuse(f'opcode {bytes([code])!r}')
@@ -150,14 +165,16 @@ class ArrayUnpickler(pickle._Unpickler):
     Args:
         file: Open for reading.
         size: Bytes in the file.
+        ignore_unknown: Take :class:`Ignored` for an unknown name instead of refusing the file.
     """
 
     dispatch = _Opcodes()
     for _name in OPCODES.split():
         dispatch[getattr(pickle, _name)[0]] = pickle._Unpickler.dispatch[getattr(pickle, _name)[0]]
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int, ignore_unknown: bool = False) -> None:
         super().__init__(file, encoding='latin1')  # Python 2 wrote such strings
+        self.ignore_unknown = ignore_unknown
         self.remaining = 2 * size  # protocol 2 stores bytes as text: they are copied once as bytes, once as an array
         self.names = {
             **NAMES,
@@ -175,6 +192,8 @@ class ArrayUnpickler(pickle._Unpickler):
         try:
             return self.names[f'{module}.{name}']
         except KeyError:
+            if self.ignore_unknown:
+                return Ignored
             refuse(f'to execute {module}.{name}')
 
     def _claim(self, size: int) -> None:
@@ -237,9 +256,10 @@ class ArrayUnpickler(pickle._Unpickler):
     def load_newobj(self) -> None:
         """NEWOBJ: makes training state and nothing else."""
         self.stack.pop()
-        if self.stack.pop() is not TrainingState:
+        owner = self.stack.pop()
+        if owner is not TrainingState and owner is not Ignored:
             refuse('a new object of a class that is built in another way')
-        self.append(TrainingState())
+        self.append(owner())
 
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
@@ -273,8 +293,8 @@ class TorchUnpickler(ArrayUnpickler):
         storages: Storages by their key in the pickle, still to be filled.
     """
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        super().__init__(file, size)
+    def __init__(self, file: IO[bytes], size: int, ignore_unknown: bool = False) -> None:
+        super().__init__(file, size, ignore_unknown)
         self.storages: Dict[str, Tensor] = {}
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -309,11 +329,53 @@ def read_torch_zip(file: IO[bytes], size: int) -> Any:
             refuse('a TorchScript program, which is not a checkpoint')
         if f'{root}/byteorder' in names and read_member('byteorder') != b'little':
             refuse('data of a big-endian machine')
-        unpickler = TorchUnpickler(io.BytesIO(read_member('data.pkl')), size)
+        data = read_member('data.pkl')
+        # Lightning stores hyperparameters and callbacks, objects of any class, beside the weights.
+        unpickler = TorchUnpickler(io.BytesIO(data), size, b'pytorch-lightning_version' in data)
         content = unpickler.load()
         for key, storage in unpickler.storages.items():
             _fill(storage, read_member(f'data/{key}'))
     return content
+
+
+def is_npz(file: IO[bytes]) -> bool:
+    """Returns whether a zip archive holds NumPy's files alone; the position in the file is kept."""
+    start = file.tell()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:  # parsers raise anything on a broken file
+        return False
+    finally:
+        file.seek(start)
+    return bool(names) and all(name.endswith('.npy') for name in names)
+
+
+def read_npz(file: IO[bytes], size: int) -> Dict[str, Tensor]:
+    """Reads NumPy's archive of arrays from a file of ``size`` bytes, without pickles in it.
+
+    Arrays may be compressed. Weights shrink by less than a tenth, so arrays that claim more than 16 times the bytes of
+    the file are refused.
+    """
+    arrays: Dict[str, Tensor] = {}
+    remaining = 16 * size
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            remaining -= info.file_size
+            if remaining < 0:
+                raise pickle.UnpicklingError('it claims more data than the file has')
+            with archive.open(info) as member:
+                data = io.BytesIO(member.read(info.file_size))
+            version = np.lib.format.read_magic(data)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read_header:
+                refuse(f'version {version} of an array')
+            shape, is_fortran, dtype = read_header[version](data)
+            if dtype.hasobject or dtype.kind not in 'biufc':
+                refuse(f'an array of {dtype}')
+            values = np.frombuffer(data.getbuffer()[data.tell() :], dtype).reshape(shape, order='FC'[not is_fortran])
+            arrays[info.filename[: -len('.npy')]] = torch.from_numpy(values.astype(dtype.newbyteorder('=')))
+    return arrays
 
 
 def read_torch_legacy(file: IO[bytes], size: int) -> Any:

@@ -78,7 +78,7 @@ LAYOUTS = [
         ('visual.trunk.patch_embed.proj.weight', 'visual.trunk.blocks.0.attn.qkv.weight'),
         part_under('visual.trunk.', {**TIMM_OPTIONS, 'attn_pool.{rest}': POOLING}, 'PlainViT', TEXT_TOWER),
         postprocess_timm,
-        metadata=lambda state_dict: dict(metadata_of_timm(state_dict), act='gelu'),
+        metadata=lambda state_dict: {'act': 'gelu', **metadata_of_timm(state_dict)},
         assumed=('act',),
     ),
     *(
@@ -88,7 +88,7 @@ LAYOUTS = [
             {**backbone_under('', TIMM_OPTIONS), **TIMM_HEADS},
             postprocess_timm,
             preprocess_timm,
-            lambda state_dict: dict(metadata_of_timm(state_dict), act='gelu'),
+            lambda state_dict: {'act': 'gelu', **metadata_of_timm(state_dict)},
             assumed=('act',),
         )
         for source, signature in (('timm-clip', 'norm_pre.weight'), ('timm-siglip', 'attn_pool.latent'))

@@ -142,8 +142,8 @@ _dinov3 = partial(
     _layout,
     metadata=dict(norm_eps=1e-5, norm_outputs=True),
     note=(
-        "Meta publishes DINOv3 weights under the DINOv3 License (EUPE's under the FAIR Noncommercial Research License); "
-        'a converted file keeps the license of its source'
+        "Meta's DINOv3 weights are under the DINOv3 License, its EUPE weights under the FAIR Noncommercial Research "
+        'License; a converted file keeps the license of its source'
     ),
 )
 _SAPIENS = {'{rest}': Unsupported('belongs to Sapiens2: grouped queries, query-key norm and RMSNorm are not supported')}

@@ -269,14 +269,17 @@ def refuse_residual(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return state_dict
 
 
-def refuse_perception_encoder(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
-    """Refuses a norm before the blocks without the last norm or beside pooling: such models of timm have RoPE."""
+def refuse_other_blocks(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
+    """Refuses models of timm that have the keys of PlainViT, but rotary positions or norms after the residual sums."""
     other = 'backbone.norm.weight' not in state_dict or POOLING.reason in dropped.values()
     if 'backbone.norm_pre.weight' in state_dict and other:
         raise ValueError('norm_pre without norm, or beside attn_pool, belongs to Perception Encoder')
+    blocks = ('cls_token', 'reg_token', 'blocks.0.ls1.gamma', 'blocks.0.attn.qkv.bias')
+    if 'fc_norm.weight' in dropped and not any(f'backbone.{key}' in state_dict for key in blocks):
+        raise ValueError("fc_norm without class token, layer scale and qkv.bias belongs to timm's post-norm blocks")
 
 
-postprocess_timm = steps(refuse_perception_encoder, add_patch_bias, add_cls_position, drop_classifier)
+postprocess_timm = steps(refuse_other_blocks, add_patch_bias, add_cls_position, drop_classifier)
 preprocess_timm = export_steps(refuse_residual, merge_cls_position, drop_patch_bias)
 
 _layout = partial(Layout, 'plainvit', 'PlainViT')
@@ -447,5 +450,6 @@ LAYOUTS = [
         postprocess_timm,
         preprocess_timm,
         metadata_of_timm,
+        assumed=('act',),
     ),
 ]

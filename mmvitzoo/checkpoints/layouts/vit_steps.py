@@ -218,4 +218,14 @@ def metadata_of_timm(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
         metadata['norm_eps'] = 1e-5
     if has_scale and has_token and has_norm and 'head.fc.weight' not in state_dict:
         metadata['norm_outputs'] = True  # DINOv2
+    if has_norm and not (has_scale or has_token or has_registers) and 'backbone.pos_embed' in state_dict:
+        metadata['act'] = act_of_siglip(state_dict)
     return metadata
+
+
+def act_of_siglip(state_dict: Dict[str, Tensor]) -> str:
+    """Returns the activation of the published SigLIP of these shapes in timm, which differs among them."""
+    dim, _, patch_size, _ = weight_shape(state_dict, 'backbone.patch_embed.proj.weight', 4)
+    num_patches = weight_shape(state_dict, 'backbone.pos_embed', 3)[1]
+    uses_tanh = dim == 1536 or (dim, patch_size) in ((768, 32), (1152, 16)) or (dim, num_patches) == (1024, 1024)
+    return 'gelu_tanh' if uses_tanh else 'gelu'
