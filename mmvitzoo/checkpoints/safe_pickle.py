@@ -41,6 +41,9 @@ STORAGES = {
     'torch.LongStorage': torch.int64,
     'torch.ShortStorage': torch.int16,
 }
+NPY_HEADER = re.compile(
+    r"\{'descr': '([<>|=])(\w+)', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,200})\), \}\s*"
+)
 OPCODES = (
     'PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BINPERSID '
     'NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT '
@@ -365,17 +368,24 @@ def read_npz(file: IO[bytes], size: int) -> Dict[str, Tensor]:
             if remaining < 0:
                 raise pickle.UnpicklingError('it claims more data than the file has')
             with archive.open(info) as member:
-                data = io.BytesIO(member.read(info.file_size))
-            version = np.lib.format.read_magic(data)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in read_header:
-                refuse(f'version {version} of an array')
-            shape, is_fortran, dtype = read_header[version](data)
-            if dtype.hasobject or dtype.kind not in 'biufc':
-                refuse(f'an array of {dtype}')
-            values = np.frombuffer(data.getbuffer()[data.tell() :], dtype).reshape(shape, order='FC'[not is_fortran])
-            arrays[info.filename[: -len('.npy')]] = torch.from_numpy(values.astype(dtype.newbyteorder('=')))
+                data = member.read(info.file_size)
+            arrays[info.filename[: -len('.npy')]] = _read_npy(data)
     return arrays
+
+
+def _read_npy(data: bytes) -> Tensor:
+    # NumPy's own reader parses the header as Python, and unpickles objects if asked to.
+    length = 2 if data[6:7] == b'\x01' else 4
+    start = 8 + length
+    end = start + int.from_bytes(data[8:start], 'little')
+    header = NPY_HEADER.fullmatch(data[start:end].decode('latin1'))
+    if not data.startswith(b'\x93NUMPY') or header is None:
+        refuse('an array with another header than NumPy writes for numbers')
+    order, code, is_fortran, shape = header.groups()
+    dtype = Dtype(code).value.newbyteorder(order if order in '<>' else '=')
+    sizes = tuple(int(size) for size in shape.replace(',', ' ').split())
+    array = np.frombuffer(data[end:], dtype).reshape(sizes, order='F' if is_fortran == 'True' else 'C')
+    return torch.from_numpy(array.astype(dtype.newbyteorder('=')))
 
 
 def read_torch_legacy(file: IO[bytes], size: int) -> Any:
