@@ -2,7 +2,7 @@
 
 The keys and shapes tell the family, the layout and the variant. Other targets than this package take a backbone, and
 timm and MMPretrain its linear classifier as well. A plain ViT with relative positions becomes timm's image encoder of
-Segment Anything.
+Segment Anything, one with rotary positions timm's DINOv3. A converted file keeps the license of its source.
 """
 
 import argparse

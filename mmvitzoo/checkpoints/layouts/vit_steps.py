@@ -145,9 +145,12 @@ def add_patch_bias(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> No
 def add_cls_position(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Adds a position of zeros for a class token that has none, if the positions alone fill a square.
 
-    Files of this package always have one.
+    Only models with registers or layer scale may lack it, and files of this package never do.
     """
-    if 'backbone.cls_token' not in state_dict or 'backbone.pos_embed' not in state_dict:
+    has_token, has_positions, has_registers, has_scale = (
+        f'backbone.{key}' in state_dict for key in ('cls_token', 'pos_embed', 'reg_token', 'blocks.0.ls1.gamma')
+    )
+    if not (has_token and has_positions and (has_registers or has_scale)):
         return
     number = weight_shape(state_dict, 'backbone.pos_embed', 3)[1]
     if backbone_metadata(state_dict) is None and math.isqrt(number) ** 2 == number:
