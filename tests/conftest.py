@@ -55,13 +55,17 @@ _spec.loader.exec_module(golden)
 
 
 class Golden:
-    """Reference case: weights with the key names of the original code, an input, and the original outputs."""
+    """Reference case: weights with the key names of the original code, inputs, and the original outputs."""
 
     def __init__(self, name):
         self.case = golden.load_case(name)
         arrays = golden.make_state_dict(self.case['keys'], self.case['salt'], self.case['aliases'])
         self.state_dict = {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
-        self.input = torch.from_numpy(golden.make_input(self.case['input_shape'], self.case['salt']))
+        shapes = self.case.get('inputs', {'': self.case['input_shape']})
+        self.inputs = {
+            name: torch.from_numpy(golden.make_input(shape, self.case['salt'])) for name, shape in shapes.items()
+        }
+        self.input = next(iter(self.inputs.values()))
 
     def error(self, name, tensor):
         """Returns the relative error of an output."""

@@ -13,6 +13,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..models.backbones.vit import ACTS
 from .layouts import LAYOUTS, Dropped, Layout, Unsupported
 from .reading import CheckpointError, backbone_metadata, with_metadata
 
@@ -31,6 +32,7 @@ class ConversionResult:
         backbone_cfg: Config of a backbone that loads these weights with ``strict=True``.
         assumed: Arguments of the backbone that cannot be inferred from shapes, with their assumed values.
         dropped: Keys that were left out on purpose, with the reason.
+        note: Sentence for the user of a converted file, such as its license; empty if there is none.
     """
 
     state_dict: Dict[str, Tensor]
@@ -39,6 +41,7 @@ class ConversionResult:
     backbone_cfg: Dict[str, Any]
     assumed: Dict[str, Any] = field(default_factory=dict)
     dropped: Dict[str, str] = field(default_factory=dict)
+    note: str = ''
 
     @property
     def arch(self) -> Union[str, Dict[str, Any]]:
@@ -57,7 +60,10 @@ class ConversionResult:
 
 
 def convert(
-    state_dict: Dict[str, Tensor], family: Optional[str] = None, source: Optional[str] = None
+    state_dict: Dict[str, Tensor],
+    family: Optional[str] = None,
+    source: Optional[str] = None,
+    act: Optional[str] = None,
 ) -> ConversionResult:
     """Recognizes a checkpoint by its keys and shapes and renames it to this package's names.
 
@@ -65,6 +71,8 @@ def convert(
         state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them.
         family: Accept only this family, such as ``'mpvit'``.
         source: Accept only this layout, such as ``'official'``.
+        act: Activation of a PlainViT's MLP, which no weight tells: ``'gelu'``, ``'gelu_tanh'`` or ``'quick_gelu'``.
+            None is what the checkpoint says, or else what is customary for its layout.
 
     Returns:
         The renamed weights and the config that fits them.
@@ -80,12 +88,18 @@ def convert(
     empty = [key for key, value in renamed.items() if key.startswith(PREFIX) and not value.numel()]
     if empty:
         raise CheckpointError(f'{name}: {empty[0]} (name after conversion) has no elements')
+    own_metadata = backbone_metadata(state_dict)
+    renamed = with_metadata(renamed, own_metadata)
     try:
+        metadata = own_metadata or dict(layout.metadata(renamed) if callable(layout.metadata) else layout.metadata)
         if layout.postprocess:
             layout.postprocess(renamed, dropped)
     except ValueError as error:
         raise CheckpointError(f'{name}: {error} (name after conversion)') from error
-    metadata = backbone_metadata(state_dict) or dict(layout.metadata)
+    if act is not None:
+        if act not in ACTS or layout.family != 'plainvit':
+            raise CheckpointError(f'act of a plainvit is one of {", ".join(ACTS)}, got {act!r} for {layout.family}')
+        metadata['act'] = act
     if layout.square and 'backbone.pos_embed' in renamed:
         num_patches = renamed['backbone.pos_embed'].shape[1] - ('backbone.cls_token' in renamed)
         metadata['pos_embed_grid'] = (math.isqrt(num_patches),) * 2
@@ -94,7 +108,10 @@ def convert(
         backbone_cfg, assumed = MODELS.get(layout.model_name).infer_cfg(_backbone_weights(renamed))
     except ValueError as error:
         raise CheckpointError(f'{name}: no config can be inferred from the converted weights: {error}') from error
-    return ConversionResult(renamed, layout.family, layout.source, backbone_cfg, assumed, dropped)
+    if not own_metadata:
+        customary = [key for key in layout.assumed if key in metadata and (key != 'act' or act is None)]
+        assumed.update({key: metadata[key] for key in customary})
+    return ConversionResult(renamed, layout.family, layout.source, backbone_cfg, assumed, dropped, layout.note)
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:

@@ -12,7 +12,9 @@ from .conversion import convert
 from .reading import CheckpointError, download_once_per_node, is_url, load
 
 
-def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None) -> None:
+def load_pretrained(
+    backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None, key: Optional[str] = None
+) -> None:
     """Loads a checkpoint of any known layout into a backbone and logs its layout and variant.
 
     In a distributed run every process has to call it: the first process of each node downloads an address, and the
@@ -22,6 +24,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         backbone: A backbone of this package, or of a subclass.
         checkpoint: A file or http(s) address, see :func:`mmvitzoo.checkpoints.load`.
         prefix: Read only the keys below it, such as ``'backbone.'``, and remove it.
+        key: Entry of the file that holds the weights, such as ``'model_ema'``.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -31,7 +34,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         download_once_per_node(checkpoint)
     elif not Path(checkpoint).is_file():
         raise FileNotFoundError(missing_pretrained(checkpoint))
-    state_dict = load(checkpoint)
+    state_dict = load(checkpoint, key)
     if prefix:
         prefix = prefix.rstrip('.') + '.'
         state_dict = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -62,6 +65,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
         f'from {checkpoint} ({result.source} layout)',
         logger='current',
     )
+    if result.note:
+        print_log(f'{name}: {result.note}', logger='current')
     if new:
         print_log(f'{name}: {len(new)} weights are new, such as {new[0]}', logger='current')
     others = [key for key in result.state_dict if not key.startswith('backbone.')]

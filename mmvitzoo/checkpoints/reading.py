@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..models.backbones.vit import METADATA_KEY
-from .safe_pickle import read_arrays, read_torch_legacy, read_torch_zip
+from .safe_pickle import is_npz, read_arrays, read_npz, read_torch_legacy, read_torch_zip
 
 # Keys under which training frameworks store the weights, in the order of the search.
-WRAPPERS = ('state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema')
+WRAPPERS = ('state_dict', 'model', 'model_state', 'model_ema', 'state_dict_ema', 'teacher', 'student')
+# Names of the only attribute in wrappers: of data parallelism, and of many Lightning modules.
+COMMON_PREFIXES = ('module.', 'model.')
 # Names that torch.compile, FSDP and activation checkpointing insert before the module that they wrap.
 PREFIXES = re.compile(r'\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 # Counters beside the weights of a moving average, of MMEngine and of torch.
@@ -36,17 +38,19 @@ class CheckpointError(ValueError):
         super().__init__(''.join(x if x.isprintable() else ascii(x)[1:-1] for x in message[:1000])[:1000])
 
 
-def load(path: Union[str, Path]) -> Dict[str, Tensor]:
+def load(path: Union[str, Path], key: Optional[str] = None) -> Dict[str, Tensor]:
     """Reads the weights of a checkpoint file.
 
-    The content tells the format: PyTorch (``.pth``, ``.pt``, ``.bin``; zip or legacy), safetensors, or a pickle of
-    NumPy arrays (Detectron2's ``.pkl``). Weights are unwrapped from ``state_dict``, ``model``, ``model_state``,
-    ``model_ema`` or ``state_dict_ema``, in this order. Prefixes of wrappers, such as ``module.`` and ``_orig_mod.``,
-    are removed. Nothing in the file is executed. The memory depends on the size of the file, not on the sizes that
-    the file claims.
+    The content tells the format: PyTorch (``.pth``, ``.pt``, ``.bin``; zip or legacy), safetensors, a pickle of NumPy
+    arrays (Detectron2's ``.pkl``), or NumPy's ``.npz``. Weights are unwrapped from ``state_dict``, ``model``,
+    ``model_state``, ``model_ema``, ``state_dict_ema``, ``teacher`` or ``student``, in this order. Prefixes of
+    wrappers, such as ``module.`` and ``_orig_mod.``, are removed. Nothing in the file is executed. The memory depends
+    on the size of the file, not on the sizes that the file claims.
 
     Args:
         path: A local file, or an http(s) address, which is downloaded once to torch's hub cache.
+        key: Entry of the file that holds the weights, such as ``'model_ema'``, or else the first part of the keys to
+            read, such as ``'student'``, which is removed. None searches as above.
 
     Returns:
         Tensors on the CPU by key.
@@ -54,14 +58,14 @@ def load(path: Union[str, Path]) -> Dict[str, Tensor]:
     Raises:
         FileNotFoundError: There is no such file.
         CheckpointError: The file is truncated, has another format, asks for code to be executed, claims more data
-            than it has, or cannot be downloaded.
+            than it has, cannot be downloaded, or has no ``key``.
     """
     url = str(path) if is_url(path) else None
     file = download(url) if url else str(path)
     if not os.path.isfile(file):
         raise FileNotFoundError(f'{path}: no such checkpoint file (a local file or an http(s) address is allowed)')
     try:
-        return unwrap(_read(file))
+        return unwrap(_read(file), key)
     except Exception as error:  # parsers raise anything on a broken file
         if url:
             Path(file).unlink(missing_ok=True)  # the next call would take it for the download
@@ -129,7 +133,7 @@ def is_torch_file(path: Union[str, Path]) -> bool:
     """Returns whether a file was written by ``torch.save``."""
     with open(path, 'rb') as file:
         start = file.read(16)
-    return _is_torch_zip(start) or _is_torch_legacy(start)
+        return (_is_torch_zip(start) and not is_npz(file)) or _is_torch_legacy(start)
 
 
 def _is_torch_zip(start: bytes) -> bool:
@@ -146,7 +150,7 @@ def _read(path: str) -> Any:
         start = file.read(16)
         file.seek(0)
         if _is_torch_zip(start):
-            return read_torch_zip(file, size)
+            return read_npz(file, size) if is_npz(file) else read_torch_zip(file, size)
         if _is_torch_legacy(start):
             return read_torch_legacy(file, size)
         if start[8:9] == b'{':
@@ -161,11 +165,12 @@ def _read(path: str) -> Any:
     raise CheckpointError(f'is neither a PyTorch checkpoint nor safetensors nor a pickle; it starts with {start!r}')
 
 
-def unwrap(content: Any) -> Dict[str, Tensor]:
+def unwrap(content: Any, wanted: Optional[str] = None) -> Dict[str, Tensor]:
     """Returns the weights in the content of a checkpoint file.
 
     Args:
         content: State dict, or a dict that holds one under a key of :data:`WRAPPERS`.
+        wanted: Entry or first part of the keys to read, see :func:`load`.
 
     Returns:
         Tensors by key, without the prefixes of ``torch.compile``, FSDP, activation checkpointing and data parallelism.
@@ -176,6 +181,9 @@ def unwrap(content: Any) -> Dict[str, Tensor]:
     """
     depth = 0
     while isinstance(content, Mapping):
+        if wanted is not None and isinstance(content.get(wanted), Mapping):
+            content, wanted = content[wanted], None
+            continue
         inside = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inside:
             break
@@ -193,9 +201,17 @@ def unwrap(content: Any) -> Dict[str, Tensor]:
             weights[PREFIXES.sub('', key)] = value
         elif key != '_metadata':
             others.append(repr(key))
-    if all(key.startswith('module.') for key in weights if key not in EMA_COUNTERS):
-        others += [repr(key) for key in weights if key in EMA_COUNTERS]
-        weights = {key[len('module.') :]: value for key, value in weights.items() if key not in EMA_COUNTERS}
+    for prefix in COMMON_PREFIXES:
+        if all(key.startswith(prefix) for key in weights if key not in EMA_COUNTERS):
+            others += [repr(key) for key in weights if key in EMA_COUNTERS]
+            weights = {key[len(prefix) :]: value for key, value in weights.items() if key not in EMA_COUNTERS}
+    if wanted is not None:
+        start = wanted.rstrip('.') + '.'
+        weights = {key[len(start) :]: value for key, value in weights.items() if key.startswith(start)}
+        if not weights:
+            raise CheckpointError(
+                f'has neither an entry {wanted!r} nor keys that start with it, but {str(found)[:200]}'
+            )
     if not weights:
         raise CheckpointError(f'holds no weights, but {str(found)[:200]}')
     if others:

@@ -41,6 +41,9 @@ STORAGES = {
     'torch.LongStorage': torch.int64,
     'torch.ShortStorage': torch.int16,
 }
+NPY_HEADER = re.compile(
+    r"\{'descr': '([<>|=])(\w+)', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,200})\), \}\s*"
+)
 OPCODES = (
     'PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BINPERSID '
     'NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT '
@@ -139,6 +142,21 @@ NAMES = {
 }
 
 
+class Ignored:
+    """Stand-in for any object beside the weights in a file of Lightning: it does nothing, whatever is asked of it."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any) -> 'Ignored':
+        return self
+
+    def append(self, item: Any) -> None:
+        """Ignores an item."""
+
+    extend = append
+
+
 class _Opcodes(dict):
     def __missing__(self, code: int) -> None:
         refuse(f'opcode {bytes([code])!r}')
@@ -150,14 +168,16 @@ class ArrayUnpickler(pickle._Unpickler):
     Args:
         file: Open for reading.
         size: Bytes in the file.
+        ignore_unknown: Take :class:`Ignored` for an unknown name instead of refusing the file.
     """
 
     dispatch = _Opcodes()
     for _name in OPCODES.split():
         dispatch[getattr(pickle, _name)[0]] = pickle._Unpickler.dispatch[getattr(pickle, _name)[0]]
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int, ignore_unknown: bool = False) -> None:
         super().__init__(file, encoding='latin1')  # Python 2 wrote such strings
+        self.ignore_unknown = ignore_unknown
         self.remaining = 2 * size  # protocol 2 stores bytes as text: they are copied once as bytes, once as an array
         self.names = {
             **NAMES,
@@ -175,6 +195,8 @@ class ArrayUnpickler(pickle._Unpickler):
         try:
             return self.names[f'{module}.{name}']
         except KeyError:
+            if self.ignore_unknown:
+                return Ignored
             refuse(f'to execute {module}.{name}')
 
     def _claim(self, size: int) -> None:
@@ -237,9 +259,10 @@ class ArrayUnpickler(pickle._Unpickler):
     def load_newobj(self) -> None:
         """NEWOBJ: makes training state and nothing else."""
         self.stack.pop()
-        if self.stack.pop() is not TrainingState:
+        owner = self.stack.pop()
+        if owner is not TrainingState and owner is not Ignored:
             refuse('a new object of a class that is built in another way')
-        self.append(TrainingState())
+        self.append(owner())
 
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
@@ -273,8 +296,8 @@ class TorchUnpickler(ArrayUnpickler):
         storages: Storages by their key in the pickle, still to be filled.
     """
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        super().__init__(file, size)
+    def __init__(self, file: IO[bytes], size: int, ignore_unknown: bool = False) -> None:
+        super().__init__(file, size, ignore_unknown)
         self.storages: Dict[str, Tensor] = {}
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -309,11 +332,60 @@ def read_torch_zip(file: IO[bytes], size: int) -> Any:
             refuse('a TorchScript program, which is not a checkpoint')
         if f'{root}/byteorder' in names and read_member('byteorder') != b'little':
             refuse('data of a big-endian machine')
-        unpickler = TorchUnpickler(io.BytesIO(read_member('data.pkl')), size)
+        data = read_member('data.pkl')
+        # Lightning stores hyperparameters and callbacks, objects of any class, beside the weights.
+        unpickler = TorchUnpickler(io.BytesIO(data), size, b'pytorch-lightning_version' in data)
         content = unpickler.load()
         for key, storage in unpickler.storages.items():
             _fill(storage, read_member(f'data/{key}'))
     return content
+
+
+def is_npz(file: IO[bytes]) -> bool:
+    """Returns whether a zip archive holds NumPy's files alone; the position in the file is kept."""
+    start = file.tell()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:  # parsers raise anything on a broken file
+        return False
+    finally:
+        file.seek(start)
+    return bool(names) and all(name.endswith('.npy') for name in names)
+
+
+def read_npz(file: IO[bytes], size: int) -> Dict[str, Tensor]:
+    """Reads NumPy's archive of arrays from a file of ``size`` bytes, without pickles in it.
+
+    Arrays may be compressed. Weights shrink by less than a tenth, so arrays that claim more than 16 times the bytes of
+    the file are refused.
+    """
+    arrays: Dict[str, Tensor] = {}
+    remaining = 16 * size
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            remaining -= info.file_size
+            if remaining < 0:
+                raise pickle.UnpicklingError('it claims more data than the file has')
+            with archive.open(info) as member:
+                data = member.read(info.file_size)
+            arrays[info.filename[: -len('.npy')]] = _read_npy(data)
+    return arrays
+
+
+def _read_npy(data: bytes) -> Tensor:
+    # NumPy's own reader parses the header as Python, and unpickles objects if asked to.
+    length = 2 if data[6:7] == b'\x01' else 4
+    start = 8 + length
+    end = start + int.from_bytes(data[8:start], 'little')
+    header = NPY_HEADER.fullmatch(data[start:end].decode('latin1'))
+    if not data.startswith(b'\x93NUMPY') or header is None:
+        refuse('an array with another header than NumPy writes for numbers')
+    order, code, is_fortran, shape = header.groups()
+    dtype = Dtype(code).value.newbyteorder(order if order in '<>' else '=')
+    sizes = tuple(int(size) for size in shape.replace(',', ' ').split())
+    array = np.frombuffer(data[end:], dtype).reshape(sizes, order='F' if is_fortran == 'True' else 'C')
+    return torch.from_numpy(array.astype(dtype.newbyteorder('=')))
 
 
 def read_torch_legacy(file: IO[bytes], size: int) -> Any:

@@ -2,16 +2,17 @@
 
 The keys and shapes tell the family, the layout and the variant. Other targets than this package take a backbone, and
 timm and MMPretrain its linear classifier as well. A plain ViT with relative positions becomes timm's image encoder of
-Segment Anything.
+Segment Anything, one with rotary positions timm's DINOv3. A converted file keeps the license of its source.
 """
 
 import argparse
 from collections import Counter
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 from torch import Tensor
 
 from mmvitzoo.checkpoints import CheckpointError, ConversionResult, convert, export, load, save
+from mmvitzoo.models.backbones.vit import ACTS
 
 TARGETS = {
     'mmvitzoo': 'this package',
@@ -27,21 +28,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', help='file to write: .pth, or .safetensors for that format')
     targets = ', '.join(f'{name} ({owner})' for name, owner in TARGETS.items())
     parser.add_argument('--to', choices=TARGETS, default='mmvitzoo', help=f'names to write: {targets}')
+    parser.add_argument('--key', help='entry of SRC that holds the weights, such as model_ema or student')
+    parser.add_argument('--act', choices=ACTS, help='activation of a plain ViT, if its layout does not tell it')
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     return parser.parse_args()
 
 
-def rename(state_dict: Dict[str, Tensor], target: str) -> Tuple[Dict[str, Tensor], ConversionResult]:
+def rename(
+    state_dict: Dict[str, Tensor], target: str, act: Optional[str] = None
+) -> Tuple[Dict[str, Tensor], ConversionResult]:
     """Renames weights to the names of a target.
 
     Args:
         state_dict: Weights in any known layout.
         target: One of ``TARGETS``.
+        act: Activation of a plain ViT, see :func:`mmvitzoo.checkpoints.convert`.
 
     Returns:
         The renamed weights and the result of reading them. Its ``dropped`` names what the target has no place for.
     """
-    result = convert(state_dict)
+    result = convert(state_dict, act=act)
     if target == 'mmvitzoo':
         return result.state_dict, result
     layout, prefixes = target, ('backbone.', 'head.fc.')
@@ -50,6 +56,8 @@ def rename(state_dict: Dict[str, Tensor], target: str) -> Tuple[Dict[str, Tensor
     elif target == 'timm' and result.family == 'plainvit' and any('.rel_pos_' in key for key in result.backbone):
         # Segment Anything's encoder has neither a norm after the blocks nor a classifier.
         layout, prefixes = 'timm-sam', ('backbone.pos_embed', 'backbone.patch_embed.', 'backbone.blocks.')
+    elif target == 'timm' and result.backbone_cfg.get('pos_type') == 'rope':
+        layout = 'timm-dinov3'
     kept = {key: value for key, value in result.state_dict.items() if key.startswith(prefixes)}
     for stage in range(3):  # no other package has norms for the maps of earlier stages
         for leaf in ('weight', 'bias'):
@@ -62,7 +70,7 @@ def rename(state_dict: Dict[str, Tensor], target: str) -> Tuple[Dict[str, Tensor
 def main() -> None:
     args = parse_args()
     try:
-        weights, result = rename(load(args.src), args.to)
+        weights, result = rename(load(args.src, args.key), args.to, args.act)
         save(weights, args.dst, overwrite=args.force)
     except FileExistsError as error:
         raise SystemExit(f'{error}; --force replaces it') from None
@@ -77,6 +85,8 @@ def main() -> None:
     for reason, count in Counter(result.dropped.values()).items():
         key = next(key for key, value in result.dropped.items() if value == reason)
         print(f'dropped  {count}: {reason}, such as {key}')
+    if result.note:
+        print(f'note     {result.note}')
     print(f'written  {args.dst}')
 
 

@@ -1,9 +1,17 @@
-"""Tables of key names, one file per family."""
+"""Tables of key names, one file per family; those of PlainViT are in ``vit.py``, ``dino.py`` and ``clip.py``."""
 
-from . import mpvit, mvitv2, scalablevit, vit, vitae
-from .layout import Dropped, Layout, Unsupported, backbone_under, unchanged
+from . import clip, dino, mpvit, mvitv2, scalablevit, vit, vitae
+from .layout import Dropped, Layout, Unsupported, backbone_under, part_under, unchanged
 
 # The first layout whose signature fits a file is its layout. Blocks of ViTAE have all weights of PlainViT's, and more.
-LAYOUTS = [*mpvit.LAYOUTS, *mvitv2.LAYOUTS, *scalablevit.LAYOUTS, *vitae.LAYOUTS, *vit.LAYOUTS]
+LAYOUTS = [
+    *mpvit.LAYOUTS,
+    *mvitv2.LAYOUTS,
+    *scalablevit.LAYOUTS,
+    *vitae.LAYOUTS,
+    *dino.LAYOUTS,
+    *clip.LAYOUTS,
+    *vit.LAYOUTS,
+]
 
-__all__ = ['LAYOUTS', 'Dropped', 'Layout', 'Unsupported', 'backbone_under', 'unchanged']
+__all__ = ['LAYOUTS', 'Dropped', 'Layout', 'Unsupported', 'backbone_under', 'part_under', 'unchanged']

@@ -51,8 +51,10 @@ class Layout:
         preprocess_export: Undoes ``postprocess`` before weights are written in this layout. It takes and returns
             weights in our names.
         metadata: Arguments of the backbone that shapes do not tell and that belong to this source, such as
-            ``dict(act='quick_gelu')``.
+            ``dict(act='quick_gelu')``. Or a function of the renamed weights, before ``postprocess``, that returns them.
+        assumed: Names of ``metadata`` that are customary for this source, but not certain.
         square: The position embedding belongs to a square grid, whatever the model's.
+        note: Sentence for the user of a converted file, such as its license.
     """
 
     family: str
@@ -62,8 +64,10 @@ class Layout:
     table: Mapping[str, Union[str, Dropped, Unsupported]]
     postprocess: Optional[Callable[[Dict[str, Tensor], Dict[str, str]], None]] = None
     preprocess_export: Optional[Callable[[Dict[str, Tensor]], Dict[str, Tensor]]] = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Union[Mapping[str, Any], Callable[[Dict[str, Tensor]], Dict[str, Any]]] = field(default_factory=dict)
+    assumed: Tuple[str, ...] = ()
     square: bool = False
+    note: str = ''
 
     def rules(self) -> List[Tuple['re.Pattern', Union[str, Dropped, Unsupported]]]:
         """Returns the table with its templates as regular expressions."""
@@ -79,9 +83,22 @@ def unchanged(*templates: str) -> Dict[str, str]:
     return {template: template for template in templates}
 
 
-def backbone_under(prefix: str, table: Mapping[str, str]) -> Dict[str, str]:
+def backbone_under(prefix: str, table: Mapping[str, Any]) -> Dict[str, Any]:
     """Returns the table of a whole model that keeps the backbone below ``prefix``, from that of the backbone alone."""
-    return {prefix + theirs: 'backbone.' + ours for theirs, ours in table.items()}
+    return {prefix + theirs: 'backbone.' + ours if isinstance(ours, str) else ours for theirs, ours in table.items()}
+
+
+def part_under(prefix: str, table: Mapping[str, Any], name: str, others: Dropped) -> Dict[str, Any]:
+    """Returns the table of a backbone below ``prefix``, beside parts that are left out.
+
+    Args:
+        prefix: Prefix of the backbone's keys; if it is empty, there are no other parts.
+        table: Table of the backbone alone.
+        name: Name of the backbone in the registry, for the error message of an unknown key.
+        others: Target of the keys without the prefix.
+    """
+    beside = {prefix + '{rest}': Unsupported(f'is no weight of {name}'), '{rest}': others} if prefix else {}
+    return {**backbone_under(prefix, table), **beside}
 
 
 def _pattern(template: str) -> str:

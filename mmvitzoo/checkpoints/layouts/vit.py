@@ -9,7 +9,21 @@ from torch import Tensor
 from ...models.backbones.base import weight_shape
 from ..reading import CheckpointError
 from .detectron2 import heads
-from .layout import Dropped, Layout, Unsupported, backbone_under, unchanged
+from .layout import Dropped, Layout, Unsupported, backbone_under, part_under, unchanged
+from .vit_steps import (
+    add_cls_position,
+    add_patch_bias,
+    drop_patch_bias,
+    export_steps,
+    flatten_linears,
+    heads_of_flax,
+    join_qkv,
+    merge_cls_position,
+    metadata_of_timm,
+    rename_gated,
+    restore_gated,
+    steps,
+)
 
 _BLOCKS = unchanged(
     'blocks.{b}.norm{i}.{leaf}',
@@ -35,6 +49,94 @@ OURS = {
     **_OUR_RESIDUAL,
     **unchanged('fc_norm.{leaf}', 'norm_pre.{leaf}', 'reg_token', 'rope.periods', 'blocks.{b}.ls{i}.gamma'),
 }
+_DISTILLATION = Dropped('PlainViT has no distillation token; its position and its head are dropped as well')
+_CLASSIFIER = Dropped('belongs to a kind of classifier head that is not converted')
+DECODER = Dropped('belongs to the decoder of masked autoencoding')
+POOLING = Dropped('belongs to a pooling layer after the blocks')
+TEXT_TOWER = Dropped('belongs to the text encoder, or joins it with the image encoder')
+_SAM_NECK = Dropped("Segment Anything's own neck")
+# timm's models with all options of PlainViT, also this package's backbones alone. Heads are beside the backbone.
+TIMM_OPTIONS = {
+    **TIMM,
+    **unchanged('norm_pre.{leaf}', 'reg_token', 'rope.periods', 'blocks.{b}.ls{i}.gamma'),
+}
+TIMM_HEADS = {
+    'head.{leaf}': 'head.fc.{leaf}',
+    'head_dist.{leaf}': _DISTILLATION,
+    'dist_token': _DISTILLATION,
+    'pre_logits.{rest}': _CLASSIFIER,
+    'fc_norm.{leaf}': _CLASSIFIER,
+    'attn_pool.{rest}': POOLING,
+    'mask_token': DECODER,
+    'decoder_{rest}': DECODER,
+}
+TORCHVISION = {
+    'class_token': 'cls_token',
+    'encoder.pos_embedding': 'pos_embed',
+    'conv_proj.{leaf}': 'patch_embed.proj.{leaf}',
+    'encoder.layers.encoder_layer_{b}.ln_{i}.{leaf}': 'blocks.{b}.norm{i}.{leaf}',
+    'encoder.layers.encoder_layer_{b}.self_attention.in_proj_{leaf}': 'blocks.{b}.attn.qkv.{leaf}',
+    'encoder.layers.encoder_layer_{b}.self_attention.out_proj.{leaf}': 'blocks.{b}.attn.proj.{leaf}',
+    'encoder.layers.encoder_layer_{b}.mlp.0.{leaf}': 'blocks.{b}.mlp.fc1.{leaf}',
+    'encoder.layers.encoder_layer_{b}.mlp.3.{leaf}': 'blocks.{b}.mlp.fc2.{leaf}',
+    'encoder.layers.encoder_layer_{b}.mlp.linear_{i}.{leaf}': 'blocks.{b}.mlp.fc{i}.{leaf}',  # before 0.13
+    'encoder.ln.{leaf}': 'norm.{leaf}',
+}
+_FLAX_LAYERS = {
+    'MultiHeadDotProductAttention_1/query': 'attn.q',
+    'MultiHeadDotProductAttention_1/key': 'attn.k',
+    'MultiHeadDotProductAttention_1/value': 'attn.v',
+    'MultiHeadDotProductAttention_1/out': 'attn.proj',
+    'MlpBlock_3/Dense_0': 'mlp.fc1',
+    'MlpBlock_3/Dense_1': 'mlp.fc2',
+}
+# Google's files for Flax.
+GOOGLE = {
+    'cls': 'cls_token',
+    'Transformer/posembed_input/pos_embedding': 'pos_embed',
+    'embedding/kernel': 'patch_embed.proj.weight',
+    'embedding/bias': 'patch_embed.proj.bias',
+    **{
+        f'Transformer/encoderblock_{{b}}/{theirs}/{leaf}': f'blocks.{{b}}.{ours}.{our_leaf}'
+        for theirs, ours in _FLAX_LAYERS.items()
+        for leaf, our_leaf in (('kernel', 'weight'), ('bias', 'bias'))
+    },
+    **{
+        f'Transformer/{theirs}/{leaf}': f'{ours}.{our_leaf}'
+        for theirs, ours in (
+            ('encoderblock_{b}/LayerNorm_0', 'blocks.{b}.norm1'),
+            ('encoderblock_{b}/LayerNorm_2', 'blocks.{b}.norm2'),
+            ('encoder_norm', 'norm'),
+        )
+        for leaf, our_leaf in (('scale', 'weight'), ('bias', 'bias'))
+    },
+}
+# ViT, DeiT and ViT-MAE; transformers 5 has the names after the comment in memory.
+HUGGING_FACE_VIT = {
+    'embeddings.cls_token': 'cls_token',
+    'embeddings.distillation_token': _DISTILLATION,
+    'embeddings.position_embeddings': 'pos_embed',
+    'embeddings.mask_token': DECODER,
+    'embeddings.patch_embeddings.projection.{leaf}': 'patch_embed.proj.{leaf}',
+    'encoder.layer.{b}.layernorm_before.{leaf}': 'blocks.{b}.norm1.{leaf}',
+    'encoder.layer.{b}.layernorm_after.{leaf}': 'blocks.{b}.norm2.{leaf}',
+    'encoder.layer.{b}.attention.attention.query.{leaf}': 'blocks.{b}.attn.q.{leaf}',
+    'encoder.layer.{b}.attention.attention.key.{leaf}': 'blocks.{b}.attn.k.{leaf}',
+    'encoder.layer.{b}.attention.attention.value.{leaf}': 'blocks.{b}.attn.v.{leaf}',
+    'encoder.layer.{b}.attention.output.dense.{leaf}': 'blocks.{b}.attn.proj.{leaf}',
+    'encoder.layer.{b}.intermediate.dense.{leaf}': 'blocks.{b}.mlp.fc1.{leaf}',
+    'encoder.layer.{b}.output.dense.{leaf}': 'blocks.{b}.mlp.fc2.{leaf}',
+    'layernorm.{leaf}': 'norm.{leaf}',
+    'pooler.dense.{leaf}': POOLING,
+    # in memory
+    'layers.{b}.layernorm_before.{leaf}': 'blocks.{b}.norm1.{leaf}',
+    'layers.{b}.layernorm_after.{leaf}': 'blocks.{b}.norm2.{leaf}',
+    'layers.{b}.attention.q_proj.{leaf}': 'blocks.{b}.attn.q.{leaf}',
+    'layers.{b}.attention.k_proj.{leaf}': 'blocks.{b}.attn.k.{leaf}',
+    'layers.{b}.attention.v_proj.{leaf}': 'blocks.{b}.attn.v.{leaf}',
+    'layers.{b}.attention.o_proj.{leaf}': 'blocks.{b}.attn.proj.{leaf}',
+    'layers.{b}.mlp.fc{i}.{leaf}': 'blocks.{b}.mlp.fc{i}.{leaf}',
+}
 HUGGING_FACE = {
     'embeddings.position_embeddings': 'pos_embed',
     'embeddings.projection.{leaf}': 'patch_embed.proj.{leaf}',
@@ -56,6 +158,11 @@ MMPRETRAIN = {
     **_OPENMMLAB,
     'layers.{b}.attn.qkv.{leaf}': 'blocks.{b}.attn.qkv.{leaf}',
     'layers.{b}.attn.proj.{leaf}': 'blocks.{b}.attn.proj.{leaf}',
+    # DINOv2 and DeiT III
+    'layers.{b}.attn.gamma1.weight': 'blocks.{b}.ls1.gamma',
+    'layers.{b}.ffn.gamma2.weight': 'blocks.{b}.ls2.gamma',
+    'layers.{b}.ffn.w12.{leaf}': 'blocks.{b}.mlp.w12.{leaf}',
+    'layers.{b}.ffn.w3.{leaf}': 'blocks.{b}.mlp.w3.{leaf}',
 }
 MMSEG = {
     **_OPENMMLAB,
@@ -70,10 +177,6 @@ VITAE_PYRAMID = {
     'fpn1.3.{leaf}': 'neck.rescale.0.3.{leaf}',
     'fpn2.0.{leaf}': 'neck.rescale.1.0.{leaf}',
 }
-
-_DISTILLATION = Dropped('PlainViT has no distillation token; its position and its head are dropped as well')
-_CLASSIFIER = Dropped('belongs to a kind of classifier head that is not converted')
-_DECODER = Dropped('belongs to the decoder of masked autoencoding')
 
 
 def vitae_repository(prefix: str, table: Dict[str, str]) -> Dict[str, str]:
@@ -105,10 +208,10 @@ def drop_classifier(state_dict: Dict[str, Tensor], dropped: Dict[str, str], head
         dropped: Dropped keys with their reasons.
         head: Name of the linear classifier in the file.
     """
-    if 'dist_token' in dropped:
+    if any(key.endswith(('dist_token', 'distillation_token')) for key in dropped):
         _, num_positions, _ = weight_shape(state_dict, 'backbone.pos_embed', 3)
         state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'][:, [0, *range(2, num_positions)]]
-    if _CLASSIFIER.reason in dropped.values():
+    if {_CLASSIFIER.reason, POOLING.reason} & set(dropped.values()):
         for leaf in ('weight', 'bias'):
             if state_dict.pop(f'head.fc.{leaf}', None) is not None:
                 dropped[f'{head}.{leaf}'] = _CLASSIFIER.reason
@@ -142,13 +245,6 @@ def map_positions(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return {**state_dict, 'backbone.pos_embed': positions.unflatten(1, grid)}
 
 
-def add_patch_bias(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
-    """Adds the bias that MMSegmentation 1.2's patch embedding lacks by default."""
-    dim = weight_shape(state_dict, 'backbone.patch_embed.proj.weight', 4)[0]
-    bias = state_dict['backbone.patch_embed.proj.weight'].new_zeros(dim)
-    state_dict.setdefault('backbone.patch_embed.proj.bias', bias)
-
-
 def fold_scale(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Multiplies relative positions by the scale of the queries: their repository applies them to scaled queries."""
     for key in state_dict:
@@ -172,6 +268,19 @@ def refuse_residual(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
         raise CheckpointError(f'plainvit/timm has no name for {len(residual)} weights: {", ".join(residual[:5])}')
     return state_dict
 
+
+def refuse_other_blocks(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
+    """Refuses models of timm that have the keys of PlainViT, but rotary positions or norms after the residual sums."""
+    other = 'backbone.norm.weight' not in state_dict or POOLING.reason in dropped.values()
+    if 'backbone.norm_pre.weight' in state_dict and other:
+        raise ValueError('norm_pre without norm, or beside attn_pool, belongs to Perception Encoder')
+    blocks = ('cls_token', 'reg_token', 'blocks.0.ls1.gamma', 'blocks.0.attn.qkv.bias')
+    if 'fc_norm.weight' in dropped and not any(f'backbone.{key}' in state_dict for key in blocks):
+        raise ValueError("fc_norm without class token, layer scale and qkv.bias belongs to timm's post-norm blocks")
+
+
+postprocess_timm = steps(refuse_other_blocks, add_patch_bias, add_cls_position, drop_classifier)
+preprocess_timm = export_steps(refuse_residual, merge_cls_position, drop_patch_bias)
 
 _layout = partial(Layout, 'plainvit', 'PlainViT')
 
@@ -204,6 +313,57 @@ LAYOUTS = [
         )
         for prefix in ('backbone.', '')
     ),
+    *(
+        _layout(
+            'huggingface',
+            (prefix + norm, prefix + query, prefix + 'embeddings.patch_embeddings.projection.weight'),
+            {
+                **backbone_under(prefix, HUGGING_FACE_VIT),
+                'classifier.{leaf}': 'head.fc.{leaf}',
+                'cls_classifier.{leaf}': _DISTILLATION,
+                'distillation_classifier.{leaf}': _DISTILLATION,
+                'decoder.{rest}': DECODER,
+            },
+            steps(join_qkv, partial(drop_classifier, head='classifier')),
+            metadata=dict(norm_eps=1e-12),
+            square=True,
+        )
+        for prefix in ('', 'vit.', 'deit.')
+        for norm, query in (
+            ('encoder.layer.0.layernorm_before.weight', 'encoder.layer.0.attention.attention.query.weight'),
+            ('layers.0.layernorm_before.weight', 'layers.0.attention.q_proj.weight'),
+        )
+    ),
+    _layout(
+        'torchvision',
+        ('conv_proj.weight', 'encoder.layers.encoder_layer_0.self_attention.in_proj_weight'),
+        {
+            **backbone_under('', TORCHVISION),
+            'heads.head.{leaf}': 'head.fc.{leaf}',
+            'heads.pre_logits.{leaf}': _CLASSIFIER,
+        },
+        partial(drop_classifier, head='heads.head'),
+        square=True,
+    ),
+    _layout(
+        'google',
+        ('conv_root/kernel', 'embedding/kernel'),
+        {'{rest}': Unsupported('belongs to a hybrid with a ResNet before the blocks, which PlainViT is not')},
+    ),
+    _layout(
+        'google',
+        ('embedding/kernel', 'Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel'),
+        {
+            **backbone_under('', GOOGLE),
+            'head/kernel': 'head.fc.weight',
+            'head/bias': 'head.fc.bias',
+            'pre_logits/{leaf}': _CLASSIFIER,
+        },
+        steps(flatten_linears, join_qkv, partial(drop_classifier, head='head')),
+        metadata=lambda state_dict: dict(act='gelu', **heads_of_flax(state_dict)),
+        assumed=('act',),
+        square=True,
+    ),
     _layout(
         'mmpretrain',
         ('backbone.layers.0.attn.qkv.weight', 'backbone.layers.0.ln1.weight'),
@@ -212,9 +372,16 @@ LAYOUTS = [
             'head.layers.head.{leaf}': 'head.fc.{leaf}',
             'head.layers.pre_logits.{leaf}': _CLASSIFIER,
         },
-        partial(drop_classifier, head='head.layers.head'),
+        steps(rename_gated, add_cls_position, partial(drop_classifier, head='head.layers.head')),
+        restore_gated,
     ),
-    _layout('mmpretrain', ('layers.0.attn.qkv.weight', 'layers.0.ln1.weight'), backbone_under('', MMPRETRAIN)),
+    _layout(
+        'mmpretrain',
+        ('layers.0.attn.qkv.weight', 'layers.0.ln1.weight'),
+        backbone_under('', MMPRETRAIN),
+        steps(rename_gated, add_cls_position),
+        restore_gated,
+    ),
     # The backbone alone comes first: MMSegmentation's init_cfg loads this form, and so export writes it.
     _layout('mmseg', ('layers.0.attn.attn.in_proj_weight',), backbone_under('', MMSEG), add_patch_bias),
     _layout(
@@ -226,14 +393,35 @@ LAYOUTS = [
         },
         add_patch_bias,
     ),
-    # Without its neck, Segment Anything's encoder in timm has the names of this package.
+    # Segment Anything: the whole model, its encoder alone, and its encoder in timm.
+    *(
+        _layout(
+            'sam',
+            (prefix + 'blocks.0.attn.rel_pos_h', prefix + 'blocks.0.mlp.lin1.weight'),
+            part_under(
+                prefix,
+                {
+                    **_EMBEDDING,
+                    **{key.replace('mlp.fc', 'mlp.lin'): ours for key, ours in _BLOCKS.items()},
+                    **_REL_POS,
+                    'neck.{i}.{leaf}': _SAM_NECK,
+                },
+                'PlainViT',
+                Dropped("belongs to Segment Anything's prompt encoder or mask decoder"),
+            ),
+            flatten_positions,
+            map_positions,
+        )
+        for prefix in ('image_encoder.', '')
+    ),
+    # Without its neck, the encoder in timm has the names of this package.
     _layout(
         'timm-sam',
         ('patch_embed.proj.weight', 'blocks.0.attn.rel_pos_h', 'neck.0.weight'),
         {
             **backbone_under('', {**_EMBEDDING, **_BLOCKS, **_REL_POS}),
-            'neck.{i}.{leaf}': Dropped("Segment Anything's own neck"),
-            'head.{rest}': Dropped("Segment Anything's own neck"),
+            'neck.{i}.{leaf}': _SAM_NECK,
+            'head.{rest}': _SAM_NECK,
         },
         flatten_positions,
         map_positions,
@@ -258,17 +446,10 @@ LAYOUTS = [
     _layout(
         'timm',
         ('patch_embed.proj.weight', 'blocks.0.attn.qkv.weight'),
-        {
-            **backbone_under('', {**TIMM, **_OUR_RESIDUAL}),
-            'head.{leaf}': 'head.fc.{leaf}',
-            'dist_token': _DISTILLATION,
-            'head_dist.{leaf}': _DISTILLATION,
-            'pre_logits.{rest}': _CLASSIFIER,
-            'fc_norm.{leaf}': _CLASSIFIER,
-            'mask_token': _DECODER,
-            'decoder_{rest}': _DECODER,
-        },
-        drop_classifier,
-        refuse_residual,
+        {**backbone_under('', {**TIMM_OPTIONS, **_OUR_RESIDUAL}), **TIMM_HEADS},
+        postprocess_timm,
+        preprocess_timm,
+        metadata_of_timm,
+        assumed=('act',),
     ),
 ]

@@ -3,12 +3,11 @@
 from functools import partial
 from typing import Dict, List
 
-import torch
 from torch import Tensor
 
-from ...models.backbones.base import weight_shape
 from .layout import Dropped, Layout, unchanged
 from .vit import VITAE_REPOSITORY, drop_cls_position, vitae_repository
+from .vit_steps import join_biases
 
 BASE = {
     **VITAE_REPOSITORY,
@@ -40,18 +39,6 @@ _CLASSIFIER = {
     'cls_token': Dropped('the model has no class token'),
     'head.{leaf}': Dropped('classifies the class token, which the model does not have'),
 }
-
-
-def join_biases(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
-    """Joins the biases of queries and values with zeros for the keys."""
-    for block in {key[: -len('q_bias')]: None for key in state_dict if key.endswith(('.q_bias', '.v_bias'))}:
-        shapes = [weight_shape(state_dict, f'{block}{name}_bias', 1) for name in 'qv']
-        if shapes[0] != shapes[1]:
-            raise ValueError(f'{block}q_bias and v_bias have shapes {shapes[0]} and {shapes[1]}')
-        if f'{block}qkv.bias' in state_dict:
-            raise ValueError(f'{block}qkv.bias is there beside q_bias and v_bias')
-        q, v = (state_dict.pop(f'{block}{name}_bias') for name in 'qv')
-        state_dict[f'{block}qkv.bias'] = torch.cat([q, torch.zeros_like(q), v])
 
 
 def postprocess_base(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:

@@ -379,7 +379,7 @@ class Backbone(BaseModule):
         if pretrained:
             from ...checkpoints import load_pretrained  # models do not depend on checkpoints
 
-            load_pretrained(self, pretrained[-1]['checkpoint'], pretrained[-1].get('prefix'))
+            load_pretrained(self, *(pretrained[-1].get(name) for name in ('checkpoint', 'prefix', 'key')))
             self.is_init = True
             return
         super().init_weights()

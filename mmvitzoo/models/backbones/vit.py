@@ -402,6 +402,12 @@ class PlainViT(Backbone):
                 'the model has rel_pos_scaled=True'
             )
         cfg = result.backbone_cfg
+        if self.with_cls_token and not cfg['with_cls_token']:
+            raise ValueError('the weights have no class token, the model has with_cls_token=True')
+        for name in ('layer_scale_init_value', 'qkv_bias'):  # without them, weights of the file would be left out
+            loaded, value = cfg.get(name, DEFAULTS[name]), getattr(self, name)
+            if loaded and not value:
+                raise ValueError(f'the weights belong to {name}={loaded!r}, the model has {name}={value!r}')
         # Models with windows have no place for registers: these are left out.
         own = dict(
             in_channels=self.in_channels,

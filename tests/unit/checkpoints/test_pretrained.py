@@ -62,6 +62,14 @@ def test_converted_file_with_and_without_prefix(tmp_path, official):
         build(tmp_path / 'a.safetensors', init_cfg=dict(prefix='neck.'))
 
 
+def test_key_of_the_weights(tmp_path, official):
+    average = {key: value + 1 if key == 'stem.0.conv.weight' else value for key, value in official.items()}
+    torch.save(dict(model=official, model_ema=average), tmp_path / 'a.pth')
+    for init_cfg, weights in (({}, official), (dict(key='model_ema'), average)):
+        model = build(tmp_path / 'a.pth', init_cfg=init_cfg, out_indices=(0,))
+        assert torch.equal(model.stem[0].conv.weight, weights['stem.0.conv.weight'])
+
+
 def test_other_variant_is_refused(tmp_path, official):
     torch.save(official, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='a.pth: holds MPViT of arch tiny, which the model is not'):

@@ -11,7 +11,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from evil import Evil, attacks
+from evil import Evil, attacks, little_memory, nothing_executed, outcome
 from safetensors.torch import save_file
 
 from mmvitzoo.checkpoints import CheckpointError, load, reading
@@ -72,6 +72,79 @@ def test_nested_wrappers_and_weights_before_their_average(tmp_path):
     content = {'model': {'state_dict': WEIGHTS}, 'model_ema': {'x': torch.zeros(1)}}
     torch.save(content, tmp_path / 'a.pth')
     assert_weights(load(tmp_path / 'a.pth'))
+
+
+def test_key_chooses_an_entry_or_a_prefix(tmp_path):
+    average = {'module.ema': torch.ones(1)}
+    content = dict(model={'student.a': torch.zeros(1), 'teacher.a': torch.ones(1)}, model_ema=dict(state_dict=average))
+    torch.save(content, tmp_path / 'a.pth')
+    assert set(load(tmp_path / 'a.pth', 'model_ema')) == {'ema'}
+    assert load(tmp_path / 'a.pth', 'teacher') == {'a': torch.ones(1)}
+    with pytest.raises(CheckpointError, match="a.pth: has neither an entry 'other' nor keys that start with it, but"):
+        load(tmp_path / 'a.pth', 'other')
+
+
+@pytest.mark.parametrize('name', ['_orig_mod.module', 'module._orig_mod', 'model', 'model._orig_mod'])
+def test_names_of_wrappers_are_removed(tmp_path, name):
+    torch.save({'state_dict': {f'{name}.{key}': value for key, value in WEIGHTS.items()}}, tmp_path / 'a.ckpt')
+    assert_weights(load(tmp_path / 'a.ckpt'))
+
+
+class Hyperparameters(dict):
+    """Stands for a class that is not installed where the file is read."""
+
+
+def test_objects_beside_the_weights_of_lightning(tmp_path):
+    """They are passed over and never executed; in other files they are refused."""
+    content = {
+        'state_dict': {f'model.{key}': value for key, value in WEIGHTS.items()},
+        'hyper_parameters': Hyperparameters(path=Path('a'), evil=attacks(tmp_path / 'evil')['os.system']),
+        'callbacks': {'Checkpoint': [Hyperparameters(), attacks(tmp_path / 'evil')['exec']]},
+    }
+    torch.save({**content, 'pytorch-lightning_version': '2.1.0'}, tmp_path / 'a.ckpt')
+    with nothing_executed():
+        assert_weights(load(tmp_path / 'a.ckpt'))
+    torch.save(content, tmp_path / 'b.ckpt')
+    with nothing_executed(), pytest.raises(CheckpointError, match='b.ckpt: .*refused to execute'):
+        load(tmp_path / 'b.ckpt')
+    assert not (tmp_path / 'evil').exists()
+
+
+def test_weights_made_by_an_unknown_function_are_no_weights(tmp_path):
+    evil = attacks(tmp_path / 'evil')['os.system']
+    torch.save({'state_dict': {'a': torch.ones(1), 'b': evil}, 'pytorch-lightning_version': '2'}, tmp_path / 'a.ckpt')
+    assert set(load(tmp_path / 'a.ckpt')) == {'a'} and not (tmp_path / 'evil').exists()
+
+
+@pytest.mark.parametrize('write', [np.savez, np.savez_compressed])
+def test_numpy_archive(tmp_path, write):
+    arrays = {**ARRAYS, 'a/b': np.arange(6).reshape(2, 3).T, 'scalar': np.float64(2), 'big': np.ones(3, '>f4')}
+    write(tmp_path / 'a.npz', **arrays)
+    loaded = load(tmp_path / 'a.npz')
+    assert loaded.keys() == arrays.keys()
+    assert all(np.array_equal(value.numpy(), arrays[key]) for key, value in loaded.items())
+
+
+def npz(path, array, **claims):
+    """Writes an array, with claims about it in its header."""
+    header = dict(np.lib.format.header_data_from_array_1_0(array), **claims)
+    data = io.BytesIO()
+    np.lib.format.write_array_header_1_0(data, header)
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a.npy', data.getvalue() + array.tobytes())
+
+
+def test_hostile_numpy_archives(tmp_path):
+    """Pickles in arrays, and arrays that claim more than the file has."""
+    path = tmp_path / 'a.npz'
+    np.savez(path, a=np.array([attacks(tmp_path / 'evil')['os.system']], dtype=object))
+    assert outcome(path) is None and not (tmp_path / 'evil').exists()
+    npz(path, np.ones(3), shape=(10**12,))
+    with little_memory():
+        assert outcome(path) is None
+    npz(path, np.zeros(2**24, np.uint8))
+    with pytest.raises(CheckpointError, match='a.npz: .*it claims more data than the file has'):
+        load(path)
 
 
 def test_only_a_common_module_prefix_is_removed(tmp_path):

@@ -85,12 +85,6 @@ def test_export_refuses_weights_that_timm_does_not_have():
         export(weights, 'plainvit', 'tim')
 
 
-def test_layer_scale_of_timm_is_refused():
-    timm, _ = timm_weights()
-    with pytest.raises(CheckpointError, match='plainvit/timm has no rule for 1 keys: blocks.0.ls1.gamma'):
-        convert({**timm, 'blocks.0.ls1.gamma': torch.ones(192)})
-
-
 def test_whole_cascade_of_detectron2(load_golden, tmp_path):
     """The detector for LVIS, with LayerNorm in its heads; Mask R-CNN is in test_detectron2_heads.py."""
     weights = {f'backbone.{key}': value for key, value in load_golden('vitdet_d2_small').state_dict.items()}
