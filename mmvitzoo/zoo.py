@@ -17,8 +17,8 @@ def list_models(family: Optional[str] = None, task: Optional[str] = None, patter
     """Lists the names of the configs of this package.
 
     Args:
-        family: ``'mpvit'``, ``'mvitv2'``, ``'scalablevit'``, ``'plainvit'`` (with DeiT and ViTDet) or ``'vitae'``.
-            None: all families.
+        family: ``'mpvit'``, ``'mvitv2'``, ``'scalablevit'``, ``'plainvit'`` (with DeiT, DINOv2, DINOv3 and ViTDet) or
+            ``'vitae'``. None: all families.
         task: ``'classification'``, ``'detection'``, ``'instance-segmentation'`` or ``'semantic-segmentation'``.
             None: all tasks.
         pattern: Wildcard pattern of whole names, such as ``'mask-rcnn*coco'``. None: all names.
@@ -67,7 +67,8 @@ def get_config(name: str) -> Config:
 
 def family_of(name: str) -> str:
     """Returns the family, one of :data:`FAMILIES`, of a config name of this package."""
-    return re.search('deit|' + '|'.join(FAMILIES), name)[0].replace('deit', 'plainvit')
+    found = re.search('deit|dinov2|dinov3|' + '|'.join(FAMILIES), name)[0]
+    return found if found in FAMILIES else 'plainvit'
 
 
 def tasks_of(name: str) -> List[str]:

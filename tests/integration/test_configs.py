@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -329,3 +330,58 @@ def test_layer_decay_of_mmpretrain():
     assert rates['backbone.stages.3.aggregate.conv.weight'] == 0.5
     assert rates['backbone.stages.0.paths.0.blocks.0.attn.qkv.weight'] == 0.5**8
     assert rates['backbone.stem.0.conv.weight'] == 0.5**9
+
+
+def backbone_of(name):
+    """Builds the backbone of a config on the meta device."""
+    with torch.device('meta'):
+        return MODELS.build(read_config(name).model.backbone)
+
+
+DINO = [name for name in NAMES if 'dinov' in name and 'mini' not in name]
+FROZEN = [name for name in DINO if '-frozen' in name or '_linear' in name]
+
+
+@pytest.mark.stack
+def test_frozen_backbones(subtests):
+    """Configs of linear segmentors and ``-frozen`` train nothing of the backbone; the others train all of it."""
+    for name in DINO:
+        with subtests.test(name):
+            trains = {parameter.requires_grad for parameter in backbone_of(name).parameters()}
+            assert trains == {name not in FROZEN}
+            backbone = read_config(name).model.backbone
+            assert (backbone.get('drop_path_rate', 0) > 0) == (name not in FROZEN)
+            paramwise = read_config(name).optim_wrapper.get('paramwise_cfg', {})
+            assert (paramwise.get('layer_decay_rate', 1) < 1) == (name not in FROZEN)
+
+
+# Names of the published files by variant.
+DINOV2 = 'https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}{1}_pretrain.pth'
+DINOV3 = {
+    'small': 'vits16_pretrain_lvd1689m-08c60483',
+    'small-plus': 'vits16plus_pretrain_lvd1689m-4057cbaa',
+    'base': 'vitb16_pretrain_lvd1689m-73cec8be',
+    'large': 'vitl16_pretrain_lvd1689m-8aa4cbdd',
+    'huge-plus': 'vith16plus_pretrain_lvd1689m-7c1da9a5',
+    '7b': 'vit7b16_pretrain_lvd1689m-a955f4ea',
+}
+
+
+def test_dino_backbones_fit_their_files(subtests):
+    """The published file, its variant, registers and rule of positions agree with the name of the config."""
+    for name in DINO:
+        family, variant = re.search(r'(dinov[23])-([a-z0-9]+(?:-plus)?)', name).groups()
+        cfg, registers = read_config(name).model.backbone, '-reg' in name
+        with subtests.test(name):
+            assert cfg.arch == ('small' if variant == 'small-plus' else variant.replace('-', '_'))
+            assert (cfg.get('ffn_type') == 'swiglu') == (variant in ('giant', '7b') or '-plus' in variant)
+            assert cfg.norm_outputs and cfg.layer_scale_init_value == 1e-5
+            if family == 'dinov3':
+                assert cfg.init_cfg.checkpoint == f'checkpoints/dinov3_{DINOV3[variant]}.pth'
+                assert (cfg.pos_type, cfg.num_register_tokens, cfg.norm_eps) == ('rope', 4, 1e-5)
+                continue
+            assert cfg.init_cfg.checkpoint == DINOV2.format(f'vit{variant[0]}14', '_reg4' if registers else '')
+            assert cfg.img_size == 37 * cfg.patch_size
+            assert cfg.get('num_register_tokens', 0) == (4 if registers else 0)
+            rule = cfg.interpolate_offset, cfg.get('interpolate_antialias', False)
+            assert rule == ((0, True) if registers else (0.1, False))

@@ -79,10 +79,15 @@ def test_training_pipeline(folder, mock_datasets, monkeypatch, subtests):
                 else:
                     assert all(0 <= sample.gt_label < 1000 for sample in samples)
             elif config.default_scope == 'mmseg':
-                assert inputs.shape[1:] == (3, 512, 512)
-                assert all(sample.gt_sem_seg.shape == (512, 512) for sample in samples)
+                side = crop_size(config)
+                assert inputs.shape[1:] == (3, side, side)
+                assert all(sample.gt_sem_seg.shape == (side, side) for sample in samples)
             else:
                 check_detection(config, inputs, samples)
+
+
+def crop_size(config):
+    return int(re.search(r'ade20k-(\d+)x', config.filename)[1])
 
 
 def check_detection(config, inputs, samples):
@@ -116,7 +121,8 @@ def test_validation_pipeline(folder, mock_datasets, monkeypatch, subtests):
             height, width = samples[0].img_shape
             assert min(samples[0].ori_shape) < min(height, width)
             if config.default_scope == 'mmseg':
-                assert (height, width) == inputs.shape[2:] and min(height, width) == 512 and 'gt_sem_seg' in samples[0]
+                assert (height, width) == inputs.shape[2:] and min(height, width) == crop_size(config)
+                assert 'gt_sem_seg' in samples[0]
             elif folder == 'vitdet':
                 assert inputs.shape[2:] == (1024, 1024) and max(height, width) == 1024
             else:
@@ -150,7 +156,7 @@ def step_decays(name):
         return (40 / 50,)
     if 'vitae' in name:
         return 22 / 25, 24 / 25
-    if 'scalablevit' in name:  # MMDetection's
+    if 'scalablevit' in name or 'dino' in name:  # MMDetection's
         return (27 / 36, 33 / 36) if '3x' in name else (8 / 12, 11 / 12)
     if '3x' in name:  # Detectron2's
         return 7 / 9, 25 / 27

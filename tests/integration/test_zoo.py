@@ -28,10 +28,10 @@ MODELS_OF_ALL = [model for index in INDEX.values() for model in index['Models']]
 # {algorithm}_{backbone}[_{neck}]_{schedule}_{dataset}[-{size}], or without an algorithm for classifiers and segmentors.
 NAME = re.compile(
     r'((cascade-mask-rcnn|mask-rcnn|retinanet|deformable-detr)_)?'
-    r'(mpvit|mvitv2|scalablevit|plainvit|deit|vitae)-[a-z0-9]+(-(ln|conv|mae|in21k|pretrained|4ch|gray))*'
-    r'(_mln)?(_(fpn|upernet))?'
+    r'(mpvit|mvitv2|scalablevit|plainvit|deit|dinov2|dinov3|vitae)-[a-z0-9]+'
+    r'(-(ln|conv|mae|in21k|pretrained|4ch|gray|plus|reg|frozen))*(_mln)?(_(fpn|upernet|linear(-ms)?))?'
     r'(_(\d+xb\d+(-\d+[ke])?|1x|ms-3x|lsj-\d+e|lsj-3x))?'
-    r'_(in1k|coco|lvis-v1|ade20k-512x512|mini-coco|mini-classes)'
+    r'_(in1k|coco|lvis-v1|ade20k-(512x512|640x640)|mini-coco|mini-classes)'
 )
 
 
@@ -59,7 +59,8 @@ def test_names_are_openmmlabs():
     assert [model['Name'] for model in MODELS_OF_ALL if not NAME.fullmatch(model['Name'])] == []
 
 
-SIZES = dict(T='tiny', XS='xsmall', S='small', B='base', L='large', H='huge')
+SIZES = dict(T='tiny', XS='xsmall', S='small', B='base', L='large', H='huge', g='giant')
+SIZES.update({'S+': 'small-plus', 'H+': 'huge-plus', '7B': '7b'})
 METRICS = {
     'top1': 'Top 1 Accuracy',
     'top5': 'Top 5 Accuracy',
@@ -79,6 +80,8 @@ def words(row):
     if row['system'] == 'ViT':
         said[1:] = ['upernet', 'mln' if 'MLN' in row['method'] else '', '-ln' if ' LN ' in row['method'] else '']
     schedule = row['schedule'].split(',')[0]
+    if 'segmentor' in row['method']:
+        return [said[0], '_linear-ms_' if 'multi-scale' in row['method'] else '_linear_', schedule]
     return ['in1k' if 'linear' in said[1] else said[1], *said[2:], '' if 'linear' in said[1] else schedule, said[0]]
 
 
@@ -179,7 +182,9 @@ def model_of(config):
     """Returns a key that configs of equal cost share: the model without the settings that do not affect inference."""
     left_out = ('train_cfg', 'test_cfg', 'data_preprocessor')
     model = {key: value for key, value in config.model.items() if key not in left_out}
-    model['backbone'] = {key: x for key, x in model['backbone'].items() if key not in ('init_cfg', 'drop_path_rate')}
+    model['backbone'] = {
+        key: x for key, x in model['backbone'].items() if key not in ('init_cfg', 'drop_path_rate', 'frozen_stages')
+    }
     return [model, default_shape(config)]
 
 

@@ -1,0 +1,15 @@
+# The weights with registers; their positions are resized in another way.
+_base_ = './dinov2-small_upernet_8xb2-160k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(
+        arch='base',
+        num_register_tokens=4,
+        interpolate_offset=0.0,
+        interpolate_antialias=True,
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint='https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth'),
+    ),
+    neck=dict(in_channels=768),
+)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.6))

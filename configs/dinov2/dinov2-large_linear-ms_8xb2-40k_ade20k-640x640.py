@@ -1,0 +1,11 @@
+_base_ = './dinov2-small_linear-ms_8xb2-40k_ade20k-640x640.py'
+
+model = dict(
+    backbone=dict(
+        arch='large',
+        out_indices=(20, 21, 22, 23),
+        frozen_stages=24,
+        init_cfg=dict(checkpoint='https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth'),
+    ),
+    decode_head=dict(in_channels=[1024, 1024, 1024, 1024], channels=4096),
+)

@@ -1,0 +1,12 @@
+_base_ = './dinov3-small_upernet_8xb2-160k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(
+        arch='base',
+        drop_path_rate=0.0,
+        frozen_stages=12,
+        init_cfg=dict(checkpoint='checkpoints/dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth'),
+    ),
+    neck=dict(in_channels=768),
+)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=1.0))

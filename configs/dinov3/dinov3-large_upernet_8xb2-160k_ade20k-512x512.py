@@ -1,0 +1,11 @@
+_base_ = './dinov3-small_upernet_8xb2-160k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(
+        arch='large',
+        drop_path_rate=0.4,
+        init_cfg=dict(checkpoint='checkpoints/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth'),
+    ),
+    neck=dict(in_channels=1024),
+)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.65))
