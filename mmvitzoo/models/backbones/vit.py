@@ -18,12 +18,13 @@ import inspect
 import logging
 import math
 from collections import Counter
+from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from timm.layers import DropPath, GluMlp, Mlp, get_act_layer, resample_patch_embed, trunc_normal_
+from timm.layers import DropPath, GluMlp, Mlp, QuickGELU, resample_patch_embed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,7 +46,7 @@ torch.fx.wrap('resize_pos_embed')
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')
 FFN_TYPES = ('mlp', 'swiglu')
 POS_TYPES = ('learned', 'rope')
-ACTS = ('gelu', 'gelu_tanh', 'quick_gelu')
+ACTS = dict(gelu=nn.GELU, gelu_tanh=partial(nn.GELU, approximate='tanh'), quick_gelu=QuickGELU)
 # Arguments that shapes do not tell. Checkpoints carry them, see `PlainViT.metadata`.
 METADATA_KEY = 'backbone_cfg'
 METADATA = ('norm_eps', 'norm_outputs', 'act', 'interpolate_offset', 'interpolate_antialias')
@@ -84,7 +85,7 @@ class Block(nn.Module):
         num_heads: Number of heads.
         mlp_ratio: Hidden width of the MLP divided by ``dim``.
         ffn_type: ``'mlp'``, or ``'swiglu'`` for a gated MLP (https://arxiv.org/abs/2002.05202).
-        act: Activation of the MLP, a name in timm.
+        act: Activation of the MLP, a key of :data:`ACTS`.
         norm_eps: Epsilon of the norms.
         layer_scale_init_value: Initial value of layer scale; 0 is no layer scale.
         drop_path: Stochastic depth rate.
@@ -118,7 +119,7 @@ class Block(nn.Module):
         if ffn_type == 'swiglu':  # fc1 gives the gate, then the value
             self.mlp = GluMlp(dim, 2 * hidden_dim, act_layer=nn.SiLU, gate_last=False)
         else:
-            self.mlp = Mlp(dim, hidden_dim, act_layer=get_act_layer(act))
+            self.mlp = Mlp(dim, hidden_dim, act_layer=ACTS[act])
         self.ls2 = LayerScale(dim, scale) if scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.residual = ResidualConv(dim) if residual else nn.Identity()

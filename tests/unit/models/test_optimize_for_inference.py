@@ -7,6 +7,7 @@ import torch
 from forms import FORMS, slim
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from timm.layers import Mlp
 from torch import nn
 
 from mmvitzoo import optimize_for_inference
@@ -38,7 +39,7 @@ def test_outputs_stay_equal(form, elements, monkeypatch):
     optimized = copy.deepcopy(model)
     assert optimize_for_inference(optimized) is optimized
     types = {type(module) for module in optimized.modules()}
-    assert cpu.OneDNNLinear in types and not types & {nn.Linear, nn.BatchNorm2d, ConvRelativePosition}
+    assert cpu.OneDNNLinear in types and not types & {nn.Linear, Mlp, nn.BatchNorm2d, ConvRelativePosition}
     x = torch.randn(2, 3, 70, 96)
     with torch.no_grad():
         expected = model(x)
