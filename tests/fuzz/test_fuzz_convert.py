@@ -15,33 +15,77 @@ from torch import Tensor
 
 from mmvitzoo.checkpoints import CheckpointError, convert
 from mmvitzoo.checkpoints.layouts import LAYOUTS, Unsupported
+from mmvitzoo.models import PlainViT
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = [
     *('mpvit_tiny_official', 'mvitv2_tiny_official', 'mvitv2_tiny_d2', 'scalablevit_small_official'),
     *('vitae-s_vitae-repo', 'vitae_vitae-repo_small'),
     *('vitdet_d2_small', 'vitdet_d2_conv-propagation', 'vitdet_vitae-repo_small'),
+    *('dinov2_swiglu_official', 'dinov2_hf_reg', 'dinov2_timm_reg', 'deit3_official_small', 'dinov3_timm_small'),
+    *('dinov3_authors-keys_swiglu', 'dinov3_hf_small', 'vitmae_hf_small', 'clip_vision_small', 'sam_official_small'),
+    *('openclip_visual_small', 'siglip_vision_small'),
+]
+# Plain ViTs with the options of DINOv2, DINOv3, CLIP and SigLIP
+OPTIONS = [
+    dict(layer_scale_init_value=1.0, num_register_tokens=1),
+    dict(layer_scale_init_value=1.0, num_register_tokens=1, pos_type='rope', ffn_type='swiglu'),
+    dict(pre_norm=True),
+    dict(with_cls_token=False),
 ]
 
 
-def in_layout(layout, backbone):
-    """Returns a backbone in the names of a layout, and a weight for each other row of its table."""
+def split(layout, weights):
+    """Splits and reshapes weights that the names of a layout hold in another form."""
+    targets = str(layout.table.values())
+    for key, x in list(weights.items()):
+        for name, parts in (('attn.qkv', ('attn.q', 'attn.k', 'attn.v')), ('mlp.fc1', ('mlp.gate', 'mlp.value'))):
+            fc2 = weights.get(re.sub(r'fc1\.\w+$', 'fc2.weight', key), x)
+            is_gated = x.dim() > 0 and len(x) == 2 * fc2.shape[-1]
+            if f'.{name}.' in key and f'.{parts[0]}.' in targets and (len(parts) == 3 or is_gated):
+                del weights[key]
+                for part, y in zip(parts, x.chunk(len(parts))):
+                    weights[key.replace(name, part)] = y
+    if '.mlp.up.' in targets:
+        weights = {re.sub(r'mlp\.(value|fc1)', 'mlp.up', key): x for key, x in weights.items()}
+    if layout.source == 'google' and '.attn.q.' in targets:
+        for key, x in weights.items():
+            if key.endswith(('q.bias', 'k.bias', 'v.bias')):
+                weights[key] = x.unflatten(0, (2, -1))
+            elif x.dim() == 4:
+                weights[key] = x.permute(2, 3, 1, 0)
+            elif x.dim() == 2 and key.endswith('weight'):
+                heads = {'q': (1, (2, -1)), 'k': (1, (2, -1)), 'v': (1, (2, -1)), 'proj': (0, (2, -1))}
+                name = key.split('.')[-2]
+                weights[key] = x.T.unflatten(*heads[name]) if '.attn.' in key else x.T
+    return weights
+
+
+def in_layout(layout, backbone, order=1):
+    """Returns a backbone in the names of a layout, and a weight for each other row of its table.
+
+    With an order of -1, the last of several names is taken.
+    """
     weights = {f'backbone.{key}': x for key, x in backbone.items()}
     if layout.preprocess_export:
         try:
             weights = layout.preprocess_export(weights)
         except CheckpointError:  # the layout has no name for some weights
             return {}
+    weights = split(layout, weights)
     theirs = {}
     for key, x in weights.items():
-        for pattern, template in layout.inverse_rules():
+        for pattern, template in layout.inverse_rules()[::order]:
             match = pattern.fullmatch(key)
             if match:
-                theirs[template.format(**match.groupdict())] = x
+                theirs[template.format(**{'chunk': 0, **match.groupdict()})] = x
                 break
     for template, target in layout.table.items():
         if not isinstance(target, Unsupported) and not str(target).startswith(('backbone.', '{rest}')):
             key = re.sub(r'\{\w+\}', '0', template.replace('{leaf}', 'weight'))
+            theirs.setdefault(key, torch.zeros(9))
+    for key in layout.signature:
+        if 'head' in key or 'attn_pool' in key:
             theirs.setdefault(key, torch.zeros(9))
     return theirs
 
@@ -63,21 +107,32 @@ def samples():
         backbone = slim(form).state_dict()
         family = convert(backbone).family
         samples += [in_layout(layout, backbone) for layout in LAYOUTS if layout.family == family]
-    known = {(x.family, x.source, x.signature) for x in LAYOUTS}
+    arch = dict(embed_dims=8, num_layers=1, num_heads=2, mlp_ratio=1)
+    for options in OPTIONS:
+        backbone = PlainViT(arch, img_size=32, **options).state_dict()
+        vit_layouts = [layout for layout in LAYOUTS if layout.family == 'plainvit']
+        samples += [in_layout(layout, backbone, order) for layout in vit_layouts for order in (1, -1)]
+    refused = [layout for layout in LAYOUTS if isinstance(layout.table.get('{rest}'), Unsupported)]
+    known = {(x.family, x.source, x.signature) for x in LAYOUTS if x not in refused}
     found = []
     for sample in samples:
         layout = next((x for x in LAYOUTS if sample.keys() >= set(x.signature)), None)
         if layout and well_converted(sample):
             found.append(sample)
             known.discard((layout.family, layout.source, layout.signature))
-    assert not known, known
+    assert not known, '\n'.join(map(str, known))
     return [lambda x=x: {key: value.detach() for key, value in x.items()} for x in found]
 
 
 # Original keys whose values a layout changes, and our keys that it makes from them.
-CHANGED = re.compile(r'.*(pos_embed|position_embeddings|rel_pos_[hw]|[qv]_bias|cls_score\.\w+|bbox_pred\.\w+)')
+CHANGED = re.compile(
+    r'.*(pos_embed|position_embeddings|rel_pos_[hw]|[qv]_bias|cls_score\.\w+|bbox_pred\.\w+|class_embedding|'
+    r'positional_embedding|position_embedding\.weight|(query|key|value|[qkv]_proj)\.\w+|qkv\.bias(_mask)?|'
+    r'(gate_proj|up_proj|w[12]|fc1_[gx])\.\w+|/kernel|/(query|key|value)/bias)'
+)
 MADE = re.compile(
-    r'backbone\.(pos_embed|patch_embed\.proj\.bias|.*rel_pos_[hw]|.*attn\.qkv\.bias)|bbox_head\.retina_(cls|reg)\.\w+'
+    r'backbone\.(cls_token|pos_embed|patch_embed\.proj\.\w+|.*rel_pos_[hw]|.*attn\.(qkv\.\w+|proj\.weight)|'
+    r'.*mlp\.fc[12]\.\w+)|head\.fc\.weight|bbox_head\.retina_(cls|reg)\.\w+'
 )
 
 
@@ -94,9 +149,10 @@ def well_converted(state_dict, **wanted):
     ours = {key: id(x) for key, x in converted.state_dict.items()}
     kept = {id(x): key for key, x in given.items() if key not in converted.dropped}
     made = {key for key, x in ours.items() if x not in kept}
-    assert all(MADE.fullmatch(key) for key in made)
+    assert not [key for key in made if not MADE.fullmatch(key)]
     assert len(ours) - len(made) == len(kept.keys() & ours.values())  # no weight has two names
-    assert all(CHANGED.fullmatch(key) for x, key in kept.items() if x not in ours.values())  # no weight is lost
+    lost = [key for x, key in kept.items() if x not in ours.values()]
+    assert not [key for key in lost if not CHANGED.fullmatch(key)]
     return converted
 
 

@@ -59,10 +59,12 @@ def rename(
     elif target == 'timm' and result.backbone_cfg.get('pos_type') == 'rope':
         layout = 'timm-dinov3'
     kept = {key: value for key, value in result.state_dict.items() if key.startswith(prefixes)}
+    if kept.pop('backbone.rope.periods', None) is not None:
+        result.dropped['backbone.rope.periods'] = 'timm computes the periods of rotary positions itself, in float32'
     for stage in range(3):  # no other package has norms for the maps of earlier stages
         for leaf in ('weight', 'bias'):
             kept.pop(f'backbone.norm{stage}.{leaf}', None)
-    for key in result.state_dict.keys() - kept.keys():
+    for key in result.state_dict.keys() - kept.keys() - {'backbone.rope.periods'}:
         result.dropped[key] = f'has no place in the {layout} layout'
     return export(kept, result.family, layout), result
 

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Dict
+from typing import Dict, Sequence
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from .vit_steps import (
     steps,
 )
 
+LEAVES = ('.weight', '.bias')
 _BLOCKS = unchanged(
     'blocks.{b}.norm{i}.{leaf}',
     'blocks.{b}.attn.qkv.{leaf}',
@@ -200,21 +201,24 @@ def _detectron2_pyramid(prefix: str) -> Dict[str, str]:
     return {prefix + theirs: ours for theirs, ours in table.items()}
 
 
-def drop_classifier(state_dict: Dict[str, Tensor], dropped: Dict[str, str], head: str = 'head') -> None:
+def drop_classifier(
+    state_dict: Dict[str, Tensor], dropped: Dict[str, str], head: str = 'head', leaves: Sequence[str] = LEAVES
+) -> None:
     """Drops the distillation token's position, and a linear classifier that does not read the class token itself.
 
     Args:
         state_dict: Weights in our names.
         dropped: Dropped keys with their reasons.
         head: Name of the linear classifier in the file.
+        leaves: Endings of its keys in the file.
     """
     if any(key.endswith(('dist_token', 'distillation_token')) for key in dropped):
         _, num_positions, _ = weight_shape(state_dict, 'backbone.pos_embed', 3)
         state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'][:, [0, *range(2, num_positions)]]
     if {_CLASSIFIER.reason, POOLING.reason} & set(dropped.values()):
-        for leaf in ('weight', 'bias'):
-            if state_dict.pop(f'head.fc.{leaf}', None) is not None:
-                dropped[f'{head}.{leaf}'] = _CLASSIFIER.reason
+        for leaf, ours in zip(leaves, LEAVES):
+            if state_dict.pop(f'head.fc{ours}', None) is not None:
+                dropped[head + leaf] = _CLASSIFIER.reason
 
 
 def drop_cls_position(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
@@ -233,6 +237,8 @@ def flatten_positions(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) ->
 
 def map_positions(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Makes positions, (1, H * W, C), a map, (1, H, W, C), with the sides of relative positions or equal ones."""
+    if 'backbone.pos_embed' not in state_dict:
+        raise CheckpointError('plainvit/timm-sam needs positions, which rotary ones are not')
     positions = state_dict['backbone.pos_embed']
     number, tables = positions.shape[1], [key[:-1] for key in state_dict if key.endswith('.rel_pos_h')]
     grids = [tuple((len(state_dict[table + axis]) + 1) // 2 for axis in 'hw') for table in tables]
@@ -359,7 +365,7 @@ LAYOUTS = [
             'head/bias': 'head.fc.bias',
             'pre_logits/{leaf}': _CLASSIFIER,
         },
-        steps(flatten_linears, join_qkv, partial(drop_classifier, head='head')),
+        steps(flatten_linears, join_qkv, partial(drop_classifier, leaves=('/kernel', '/bias'))),
         metadata=lambda state_dict: dict(act='gelu', **heads_of_flax(state_dict)),
         assumed=('act',),
         square=True,

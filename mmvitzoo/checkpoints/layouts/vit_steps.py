@@ -112,9 +112,11 @@ def split_gate(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 def rename_gated(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Renames ``mlp.w12`` and ``mlp.w3``, DINOv2's names of a gated MLP, to ``mlp.fc1`` and ``mlp.fc2``."""
-    for key in list(state_dict):
-        if '.mlp.w' in key:
-            state_dict[key.replace('.w12.', '.fc1.').replace('.w3.', '.fc2.')] = state_dict.pop(key)
+    for key in [key for key in state_dict if '.mlp.w' in key]:
+        ours = key.replace('.w12.', '.fc1.').replace('.w3.', '.fc2.')
+        if ours in state_dict:
+            raise ValueError(f'{ours} is there beside {key}')
+        state_dict[ours] = state_dict.pop(key)
 
 
 def restore_gated(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
