@@ -1,4 +1,4 @@
-# The head of DINOv2's linear segmentors on a small backbone that learns from scratch, in minutes on two CPU cores.
+# The head of DINOv2's linear segmentors on a small backbone that learns from scratch.
 _base_ = [
     '../_base_/datasets/mini_coco_semantic.py',
     '../_base_/schedules/mini_2800i.py',

@@ -1,4 +1,4 @@
-# DINOv2 with registers in small: trains from scratch on the demonstration data in minutes on two CPU cores.
+# DINOv2 with registers in small: trains from scratch on the demonstration data.
 _base_ = [
     '../_base_/models/mini_mask-rcnn_fpn.py',
     '../_base_/datasets/mini_coco_instance.py',

@@ -1,4 +1,4 @@
-# UPerNet on DINOv3's backbone in small: trains from scratch on the demonstration data in minutes on two CPU cores.
+# UPerNet on DINOv3's backbone in small: trains from scratch on the demonstration data.
 _base_ = [
     'mmseg::_base_/models/upernet_vit-b16_ln_mln.py',
     '../_base_/datasets/mini_coco_semantic.py',

@@ -1,4 +1,4 @@
-# DINOv3's backbone in small: trains from scratch on the demonstration data in minutes on two CPU cores.
+# DINOv3's backbone in small: trains from scratch on the demonstration data.
 _base_ = [
     '../_base_/models/mini_mask-rcnn_fpn.py',
     '../_base_/datasets/mini_coco_instance.py',
