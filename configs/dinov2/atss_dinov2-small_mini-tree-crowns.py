@@ -45,15 +45,15 @@ model = dict(
     ),
 )
 
-max_iters = 200
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=50)
+max_iters = 90
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=30)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     constructor='BackboneLayerDecay',
-    paramwise_cfg=dict(layer_decay_rate=0.7),
+    paramwise_cfg=dict(layer_decay_rate=0.5),
     clip_grad=dict(max_norm=5),
 )
 param_scheduler = [
@@ -61,7 +61,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False),
 ]
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=max_iters, save_optimizer=False)
+    logger=dict(interval=5), checkpoint=dict(by_epoch=False, interval=max_iters, save_optimizer=False)
 )
-log_processor = dict(by_epoch=False, window_size=10)
+log_processor = dict(by_epoch=False, window_size=5)
 randomness = dict(seed=0)

@@ -2,7 +2,7 @@
 dataset_type = 'CocoDataset'
 data_root = 'data/tree_crowns/'
 metainfo = dict(classes=('tree',), palette=[(255, 193, 7)])
-scale_factor = 1.4  # tiles of 448 pixels, 32 patches of 14; crowns of 57 pixels
+scale_factor = 1.05  # tiles of 336 pixels, 24 patches of 14
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -21,7 +21,7 @@ test_pipeline = [
 
 
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=4,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
