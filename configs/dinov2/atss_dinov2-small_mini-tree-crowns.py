@@ -40,8 +40,9 @@ model = dict(
     train_cfg=dict(
         assigner=dict(type='ATSSAssigner', topk=9, ignore_iof_thr=0.5), allowed_border=-1, pos_weight=-1, debug=False
     ),
+    # Crowns seen from above hardly overlap: of boxes that overlap by more than 0.4 one is kept.
     test_cfg=dict(
-        nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6), max_per_img=100
+        nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.4), max_per_img=100
     ),
 )
 
