@@ -46,8 +46,8 @@ model = dict(
     ),
 )
 
-max_iters = 120
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=40)
+max_iters = 90
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=30)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
