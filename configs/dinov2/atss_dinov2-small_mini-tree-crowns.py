@@ -62,7 +62,8 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False),
 ]
 default_hooks = dict(
-    logger=dict(interval=5), checkpoint=dict(by_epoch=False, interval=max_iters, save_optimizer=False)
+    logger=dict(interval=5, log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=max_iters, save_optimizer=False),
 )
 log_processor = dict(by_epoch=False, window_size=5)
 randomness = dict(seed=0)
