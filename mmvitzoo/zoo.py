@@ -77,7 +77,7 @@ def tasks_of(name: str) -> List[str]:
         return ['classification']
     if name.startswith(('mask-rcnn_', 'cascade-mask-rcnn_')):
         return ['detection', 'instance-segmentation']
-    if name.startswith(('retinanet_', 'deformable-detr_')):
+    if name.startswith(('atss_', 'retinanet_', 'deformable-detr_')):
         return ['detection']
     return ['semantic-segmentation']
 

@@ -239,7 +239,7 @@ def check_detector(model):
         masks = np.zeros((1, 64, 96), np.uint8)
         masks[:, 8:40, 8:56] = 1
         gt = InstanceData(
-            bboxes=torch.tensor([[8.0, 8, 56, 40]]), labels=torch.tensor([3]), masks=BitmapMasks(masks, 64, 96)
+            bboxes=torch.tensor([[8.0, 8, 56, 40]]), labels=torch.tensor([0]), masks=BitmapMasks(masks, 64, 96)
         )
         meta = dict(img_shape=(64, 96), ori_shape=(64, 96), batch_input_shape=(64, 96), scale_factor=(1, 1), img_id=0)
         samples.append(DetDataSample(metainfo=meta, gt_instances=gt))

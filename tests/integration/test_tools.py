@@ -63,7 +63,9 @@ def test_mim_trains_a_detector(detector, run_tool):
     arguments = f'{DETECTOR} {checkpoint} --out p.png --num-images 3 --score-thr 0'
     run_tool(f'tools/visualization/predictions.py {arguments}')
     run_tool(f'tools/analysis_tools/curves.py {folder} --out c.png')
-    for name in ('p.png', 'c.png'):
+    compared = run_tool(f'tools/analysis_tools/curves.py {folder} {folder} --out c2.png')
+    assert compared.count(f'{folder.name}: coco/bbox_mAP: ') == 2
+    for name in ('p.png', 'c.png', 'c2.png'):
         picture = plt.imread(name)
         assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.05
 

@@ -1,6 +1,7 @@
 """Draws a detector's predictions beside the ground truth: predictions.py CONFIG CHECKPOINT --out PNG.
 
-The tool draws the first images of the config's validation set, which must be in COCO format.
+The tool draws the first images of the config's validation set, which must be in COCO format. Boxes have captions if
+there are several classes.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import mmcv
 import numpy as np
 from matplotlib.patches import Rectangle
 from mmdet.apis import inference_detector, init_detector
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from pycocotools.coco import COCO
 
 COLORS = plt.get_cmap('tab10').colors
@@ -25,9 +26,18 @@ def main():
     parser.add_argument('--num-images', type=int, default=12, help='number of images (default: %(default)s)')
     parser.add_argument('--columns', type=int, default=3, help='images in a row (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.5, help='score threshold (default: %(default)s)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='values of the config to set',
+    )
     args = parser.parse_args()
 
     config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options)
     dataset = config.val_dataloader.dataset
     coco = COCO(osp.join(dataset.data_root, dataset.ann_file))
     classes = [coco.cats[i]['name'] for i in sorted(coco.cats)]
@@ -42,20 +52,24 @@ def main():
         path = osp.join(dataset.data_root, dataset.data_prefix['img'], info['file_name'])
         image = mmcv.imread(path, channel_order='rgb')
         gt_axis, pred_axis = axes.flat[2 * i : 2 * i + 2]
-        draw(gt_axis, image, ground_truth(coco, info['id']), 'ground truth')
-        draw(pred_axis, image, detections(inference_detector(model, path), args.score_thr, classes), 'prediction')
+        predictions = detections(inference_detector(model, path), args.score_thr, classes)
+        draw(gt_axis, image, ground_truth(coco, info['id']), 'ground truth', captions=len(classes) > 1)
+        draw(pred_axis, image, predictions, 'prediction', captions=len(classes) > 1)
     figure.tight_layout(pad=0.4)
     figure.savefig(args.out, dpi=110)
     print(f'{args.out}: {len(images)} images')
 
 
 def ground_truth(coco, image_id):
-    """Yields (class index, text, box as x1 y1 x2 y2, mask) of each annotated object."""
+    """Yields (class index, text, box as x1 y1 x2 y2, mask or None) of each annotated object, without crowds."""
     labels = {category: label for label, category in enumerate(sorted(coco.cats))}
     for ann in coco.loadAnns(coco.getAnnIds(image_id)):
+        if ann.get('iscrowd'):
+            continue
         x, y, w, h = ann['bbox']
         text = coco.cats[ann['category_id']]['name']
-        yield labels[ann['category_id']], text, (x, y, x + w, y + h), coco.annToMask(ann).astype(bool)
+        mask = coco.annToMask(ann).astype(bool) if ann.get('segmentation') else None
+        yield labels[ann['category_id']], text, (x, y, x + w, y + h), mask
 
 
 def detections(result, score_thr, classes):
@@ -67,16 +81,16 @@ def detections(result, score_thr, classes):
         yield label, f'{classes[label]} {instance.scores[0]:.2f}', instance.bboxes[0], mask
 
 
-def draw(axis, image, objects, title):
+def draw(axis, image, objects, title, captions):
     canvas = image.astype(np.float32) / 255
-    captions = []
+    texts = []
     for label, text, (x1, y1, x2, y2), mask in objects:
         color = COLORS[label % len(COLORS)]
         if mask is not None:
             canvas[mask] = 0.4 * canvas[mask] + 0.6 * np.array(color)
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.5))
-        captions.append((x1, y1, text, color))
-    for x, y, text, color in captions:  # after all boxes, so that no box covers a caption
+        texts.append((x1, y1, text, color))
+    for x, y, text, color in texts if captions else ():  # after all boxes, so that no box covers a caption
         box = dict(facecolor=color, edgecolor='none', pad=1)
         axis.text(x, max(y - 2, 5), text, color='white', fontsize=8, va='bottom', bbox=box, clip_on=True)
     axis.imshow(canvas)
