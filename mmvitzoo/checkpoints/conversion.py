@@ -149,6 +149,9 @@ def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Opt
     allowed = _select_layouts(family, source)
     # Among all layouts, so that the error names the one that was found.
     layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
+    if layout and layout.source == 'timm' and backbone_metadata(state_dict) is not None:  # a backbone alone, of ours
+        own = [x for x in LAYOUTS if (x.family, x.source) == (layout.family, 'mmvitzoo')]
+        layout = next(x for x in own if not x.signature[0].startswith(PREFIX))
     if layout is None or layout not in allowed:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
         if layout:

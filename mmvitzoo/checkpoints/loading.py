@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
 from .conversion import convert
-from .reading import CheckpointError, download_once_per_node, is_torch_file, load, unwrap
+from .reading import CheckpointError, backbone_metadata, download_once_per_node, is_torch_file, load, unwrap
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
 RESIZED = ('.pos_embed', '.rel_pos_h', '.rel_pos_w', '.patch_embed.proj.weight')
@@ -51,21 +51,27 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
     model = _unwrap_model(model)
     name, backbone = next((name, module) for name, module in model.named_modules() if isinstance(module, Backbone))
     expected = _expected(model)
-    inside = [key for key in expected if key.startswith(f'{name}.' if name else '')]
-    if 2 * sum(key in content for key in inside) >= len(inside):
-        weights = content
-    else:
+    prefix = f'{name}.' if name else ''
+    inside = [key for key in expected if key.startswith(prefix)]
+    weights = content
+    if not _has_own_names(weights, model, prefix):
         weights = unwrap(content)
-        if 2 * sum(key in weights for key in inside) < len(inside):
+    if not _has_own_names(weights, model, prefix):
+        try:
             result = convert(weights, family=backbone.family)
+        except CheckpointError:
+            if 2 * sum(key in weights for key in inside) < len(inside):
+                raise
+        else:
             try:
                 backbone.check_compatible(result)
             except ValueError as error:
                 raise CheckpointError(str(error)) from None
-            print_log(f'Converted the checkpoint from the {result.family}/{result.source} layout', logger='current')
+            if result.source != 'mmvitzoo':
+                print_log(f'Converted the checkpoint from the {result.family}/{result.source} layout', logger='current')
             weights = result.state_dict if name else result.backbone
     try:
-        adapted = backbone.weights_to_adapt(weights, f'{name}.' if name else '')
+        adapted = backbone.weights_to_adapt(weights, prefix)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     found = [key for key, value in expected.items() if key in adapted or _fits(key, value, weights.get(key))]
@@ -77,6 +83,19 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
     return weights
 
 
+def _has_own_names(weights: Mapping[str, Any], model: nn.Module, prefix: str) -> bool:
+    """Returns whether a file has the names of the model: its metadata say so, or the backbone has these keys alone.
+
+    Most names of other sources may be the same, and the weights mean something else.
+    """
+    inside = {key for key in model.state_dict() if key.startswith(prefix)}
+    loaded = {key for key in weights if isinstance(key, str) and key.startswith(prefix)}
+    if backbone_metadata(weights) is not None:
+        return 2 * len(inside & loaded) >= len(inside)
+    needed = {key for key in _expected(model) if key.startswith(prefix)}
+    return needed <= loaded <= inside
+
+
 def _is_supported(model: nn.Module) -> bool:
     """Returns whether a model has a backbone of this package and is not sharded: parts of FSDP have no full names."""
     modules = list(model.modules())
@@ -85,7 +104,9 @@ def _is_supported(model: nn.Module) -> bool:
 
 
 def _expected(model: nn.Module) -> Dict[str, Tensor]:
-    return {key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')}
+    # Files of other sources have no rotary periods, and the model keeps its own.
+    ignored = ('num_batches_tracked', 'rope.periods')
+    return {key: value for key, value in model.state_dict().items() if not key.endswith(ignored)}
 
 
 def _unwrap_model(model: nn.Module) -> nn.Module:

@@ -258,7 +258,8 @@ def test_channel_table_equals_out_channels(backbone):
     (line,) = re.findall(rf'^\| `{backbone.__name__}` .* \| (.*) \|$', PAGES['use_in_a_project'], re.MULTILINE)
     listed = {}
     for part in line.split(';'):
-        listed.update(dict.fromkeys(re.findall('[a-z]+', part), [int(width) for width in re.findall('[0-9]+', part)]))
+        archs = re.findall(r'\b[a-z0-9_]*[a-z][a-z0-9_]*\b', part)
+        listed.update(dict.fromkeys(archs, [int(width) for width in re.findall(r'\b[0-9]+\b', part)]))
     with torch.device('meta'):
         channels = {arch: list(backbone(arch).out_channels) for arch in backbone.arch_zoo}
     if issubclass(backbone, PlainViT):

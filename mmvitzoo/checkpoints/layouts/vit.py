@@ -231,7 +231,7 @@ def drop_cls_position(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) ->
 
 def flatten_positions(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Makes Segment Anything's positions, (1, H, W, C), a sequence, (1, H * W, C)."""
-    if len(weight_shape(state_dict, 'backbone.pos_embed', 3, 4)) == 4:
+    if 'backbone.pos_embed' in state_dict and len(weight_shape(state_dict, 'backbone.pos_embed', 3, 4)) == 4:
         state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'].flatten(1, 2)
 
 

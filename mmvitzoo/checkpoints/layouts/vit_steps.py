@@ -222,7 +222,10 @@ def metadata_of_timm(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
     if has_pre_norm:
         metadata['norm_eps'] = 1e-5
     if has_scale and has_token and has_norm and 'head.fc.weight' not in state_dict:
-        metadata['norm_outputs'] = True  # DINOv2
+        # DINOv2. In DeiT III the class token has no position, so that the positions fill a square.
+        positions = state_dict.get('backbone.pos_embed')
+        number = 0 if positions is None or has_registers else positions.shape[1]
+        metadata['norm_outputs'] = not number or math.isqrt(number) ** 2 != number
     if has_norm and not (has_scale or has_token or has_registers) and 'backbone.pos_embed' in state_dict:
         metadata['act'] = act_of_siglip(state_dict)
     return metadata

@@ -49,7 +49,7 @@ POS_TYPES = ('learned', 'rope')
 ACTS = dict(gelu=nn.GELU, gelu_tanh=partial(nn.GELU, approximate='tanh'), quick_gelu=QuickGELU)
 # Arguments that shapes do not tell. Checkpoints carry them, see `PlainViT.metadata`.
 METADATA_KEY = 'backbone_cfg'
-METADATA = ('norm_eps', 'norm_outputs', 'act', 'interpolate_offset', 'interpolate_antialias')
+METADATA = ('rel_pos_scaled', 'norm_eps', 'norm_outputs', 'act', 'interpolate_offset', 'interpolate_antialias')
 
 
 class ResidualConv(nn.Sequential):
@@ -288,6 +288,7 @@ class PlainViT(Backbone):
         if output_cls_token and out_type != 'featmap':
             self._fail(f"output_cls_token needs out_type='featmap', got {out_type!r}")
         self._check_number('num_register_tokens', num_register_tokens, least=0)
+        self._check_number('norm_eps', norm_eps, least=0, types=(int, float))
         self._check_number('interpolate_offset', interpolate_offset, least=0, types=(int, float))
         self._check_number('layer_scale_init_value', layer_scale_init_value, least=0, types=(int, float))
         if (with_cls_token or num_register_tokens) and (window_size or use_rel_pos or residual_block_indexes):
@@ -313,7 +314,8 @@ class PlainViT(Backbone):
             self._fail('global_attn_indexes without window_size, where every block is global')
         patch_size = self._check_size('patch_size', patch_size)
         img_size = self._check_size('img_size', img_size)
-        pretrain_img_size = self._check_size('pretrain_img_size', pretrain_img_size or img_size)
+        pretrain_img_size = img_size if pretrain_img_size is None else pretrain_img_size
+        pretrain_img_size = self._check_size('pretrain_img_size', pretrain_img_size)
 
         self.out_type = out_type
         self.output_cls_token = output_cls_token
@@ -422,6 +424,12 @@ class PlainViT(Backbone):
             if value != loaded and (name, loaded) != ('in_channels', 3):
                 raise ValueError(f'the weights belong to {name}={loaded!r}, the model has {name}={value!r}')
         own = {name: getattr(self, name) for name in METADATA}
+        scaled = own.pop('rel_pos_scaled')
+        has_rel_pos = result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone
+        if has_rel_pos and scaled != cfg.get('rel_pos_scaled', False):
+            raise ValueError(
+                f'the weights belong to rel_pos_scaled={not scaled}, the model has rel_pos_scaled={scaled}'
+            )
         if result.source != 'mmvitzoo':
             own.pop('norm_outputs')  # a choice of the user
         own['num_heads'] = self.arch['num_heads']
@@ -587,7 +595,10 @@ class PlainViT(Backbone):
         global_grid = None
         if 'blocks.0.attn.rel_pos_h' in state_dict:
             window_size, global_blocks, global_grid = infer_window_attention(state_dict, num_layers)
-            if global_grid is None:
+            if metadata.get('window_size') == 0:
+                lengths = [weight_shape(state_dict, f'blocks.0.attn.rel_pos_{axis}', 2)[0] for axis in 'hw']
+                global_grid = tuple((length + 1) // 2 for length in lengths)
+            if global_grid is None and 'window_size' not in metadata:
                 if not residual and num_layers >= 4:
                     global_blocks, global_grid = evenly_spaced(num_layers), (window_size, window_size)
                 assumed.update(window_size=window_size, global_attn_indexes=global_blocks)
@@ -620,7 +631,7 @@ class PlainViT(Backbone):
             cfg['pos_type'] = 'rope'
         for name, value in metadata.items():
             assumed.pop(name, None)
-            if name in DEFAULTS and value != DEFAULTS[name]:
+            if name in DEFAULTS and (name in cfg or value != DEFAULTS[name]):
                 cfg[name] = value
         return cfg, assumed
 
@@ -684,32 +695,31 @@ class PlainViT(Backbone):
         loaded = state_dict.get(key)
         if loaded is None or loaded.dim() != 3:
             return
-        has_cls_token = f'{prefix}cls_token' in state_dict
-        # timm's tables for models with registers have no place for the class token.
-        possible = (1, 0) if has_cls_token and f'{prefix}reg_token' in state_dict else (int(has_cls_token),)
-        candidates = [(num_cls, loaded.shape[1] - num_cls) for num_cls in possible]
-        if grid is None:
-            found = [(n, fit_grid(num_patches, self.pos_embed_grid)) for n, num_patches in candidates]
-        else:
-            found = [(n, tuple(grid)) for n, num_patches in candidates if math.prod(grid) == num_patches]
-        num_cls, loaded_grid = next(((n, grid) for n, grid in found if grid is not None), (0, None))
+        rows, own_rows = loaded.shape[1], self.pos_embed.shape[1]
+        num_cls = int(f'{prefix}cls_token' in state_dict)
+        # timm's tables for models with registers are square and have no place for the class token.
+        if num_cls and f'{prefix}reg_token' in state_dict and math.isqrt(rows) ** 2 == rows:
+            num_cls = int(rows == own_rows if grid is None else rows != math.prod(grid))
+        loaded_grid = tuple(grid) if grid is not None else fit_grid(rows - num_cls, self.pos_embed_grid)
+        if loaded_grid is not None and math.prod(loaded_grid) != rows - num_cls:
+            loaded_grid = None
         if loaded_grid is None:
             return  # reported as a mismatch
         name, own_grid = self._get_name(), self.pos_embed_grid
+        num_patches, patches = rows - num_cls, loaded[:, num_cls:]
+        if grid is None and loaded_grid[0] != loaded_grid[1] and math.isqrt(num_patches) ** 2 == num_patches:
+            print_log(
+                f'{name}: took {num_patches} positions as {loaded_grid[0]} x {loaded_grid[1]}, the ratio of the model; '
+                'the checkpoint does not tell it',
+                logger='current',
+                level=logging.WARNING,
+            )
         if loaded_grid != own_grid:
             patches = resize_pos_embed(
-                loaded[:, num_cls:], loaded_grid, own_grid, self.interpolate_offset, self.interpolate_antialias
+                patches, loaded_grid, own_grid, self.interpolate_offset, self.interpolate_antialias
             ).flatten(1, 2)
             sizes = [f'{height} x {width}' for height, width in (loaded_grid, own_grid)]
             print_log(f'{name}: resized positions from {sizes[0]} to {sizes[1]}', logger='current')
-        else:
-            patches = loaded[:, num_cls:]
-            if grid is None and own_grid[0] != own_grid[1] and math.isqrt(patches.shape[1]) ** 2 == patches.shape[1]:
-                print_log(
-                    f'{name}: took {patches.shape[1]} positions as {own_grid[0]} x {own_grid[1]}, the grid of the '
-                    'model; the checkpoint does not tell it',
-                    logger='current',
-                )
         if not self.with_cls_token:
             state_dict[key] = patches
         elif num_cls:

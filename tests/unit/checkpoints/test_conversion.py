@@ -146,9 +146,7 @@ def test_published_variants_are_recognized(name):
         with torch.device('meta'):
             weights = MODELS.build(dict(type=name, arch=arch)).state_dict()
             converted = convert(weights)
-            # A PlainViT alone has timm's names.
-            source = 'timm' if name == 'PlainViT' else 'mmvitzoo'
-            assert (converted.family, converted.source, converted.arch) == (name.lower(), source, arch)
+            assert (converted.family, converted.source, converted.arch) == (name.lower(), 'mmvitzoo', arch)
             again = MODELS.build(converted.backbone_cfg).state_dict()
         assert {key: x.shape for key, x in again.items()} == {key: x.shape for key, x in weights.items()}
 

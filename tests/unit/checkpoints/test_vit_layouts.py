@@ -284,7 +284,7 @@ def test_own_positions_without_a_class_token_are_kept():
     """A grid of 2 x 5 has one position more than one of 3 x 3."""
     cfg = dict(type='PlainViT', arch=ARCH, img_size=(32, 80), with_cls_token=False)
     for kwargs, source in (({}, 'timm'), (dict(use_rel_pos=True), 'mmvitzoo')):
-        result = convert(MODELS.build({**cfg, **kwargs}).state_dict())
+        result = convert(dict(MODELS.build({**cfg, **kwargs}).state_dict()))
         assert (result.source, result.backbone['pos_embed'].shape[1]) == (source, 10) and not result.dropped
 
 

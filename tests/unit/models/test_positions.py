@@ -1,9 +1,12 @@
 """Positions, patches and heads of PlainViT: those of other grids, and what checkpoints tell about them."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from forms import VIT_ARCH, VITDET
+from mmengine.registry import MODELS
+from mmengine.runner import checkpoint
 
 from mmvitzoo.checkpoints import CheckpointError, convert, load, load_pretrained, save
 from mmvitzoo.models import PlainViT
@@ -130,3 +133,40 @@ def test_weights_of_other_options_are_refused(tmp_path, kwargs, own, message):
     save(build(64, **kwargs).state_dict(), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=message):
         load_pretrained(build(64, **own), str(tmp_path / 'a.pth'))
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(VITDET, window_size=0, global_attn_indexes=()),
+        dict(VITDET, global_attn_indexes=()),
+        dict(VITDET, rel_pos_scaled=True),
+        dict(out_type='avg_featmap'),
+    ],
+)
+def test_own_weights_tell_their_model(kwargs):
+    """Tables of one length do not tell windows, and no shape tells the scale of relative scores."""
+    torch.manual_seed(0)
+    model = PlainViT(VIT_ARCH, img_size=64, **kwargs).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    result = convert(model.state_dict())
+    assert result.source == 'mmvitzoo' and not result.assumed and not result.dropped
+    other = MODELS.build(result.backbone_cfg).eval()
+    other.load_state_dict(result.backbone)
+    x = torch.randn(1, 3, 160, 128)
+    assert torch.equal(other(x)[0], model(x)[0])
+
+
+def test_names_shared_with_another_source_are_no_proof():
+    """Most names of timm's DINOv3 are ours, and the others decide."""
+    theirs = timm.create_model('vit_small_patch16_dinov3_qkvb', depth=1).eval()
+    arch = dict(embed_dims=384, num_layers=1, num_heads=6, mlp_ratio=4)
+    kwargs = dict(norm_eps=1e-5, layer_scale_init_value=1e-5, num_register_tokens=4)
+    model = PlainViT(arch, pos_type='rope', **kwargs).eval()
+    checkpoint.load_state_dict(model, theirs.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    expected = theirs.forward_features(x)[:, 5:].transpose(1, 2).unflatten(2, (4, 6))
+    torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-5)
+    with pytest.raises(CheckpointError, match="belong to pos_type='rope', the model has pos_type='learned'"):
+        checkpoint.load_state_dict(PlainViT(arch, **kwargs), theirs.state_dict())
