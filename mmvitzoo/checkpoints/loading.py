@@ -60,8 +60,11 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
         try:
             result = convert(weights, family=backbone.family)
         except CheckpointError:
-            if 2 * sum(key in weights for key in inside) < len(inside):
+            # A part of a model of this package is no checkpoint of any layout.
+            parts = [x for x in (content, weights) if 2 * sum(key in x for key in inside) >= len(inside)]
+            if not parts:
                 raise
+            weights = parts[0]
         else:
             try:
                 backbone.check_compatible(result)
