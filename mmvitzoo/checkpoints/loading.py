@@ -60,11 +60,11 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
         try:
             result = convert(weights, family=backbone.family)
         except CheckpointError:
-            # A part of a model of this package is no checkpoint of any layout.
-            parts = [x for x in (content, weights) if 2 * sum(key in x for key in inside) >= len(inside)]
-            if not parts:
+            # A part of a model of this package is no checkpoint of any layout. It has no other keys than the model.
+            own = model.state_dict().keys()
+            is_part = all(key in own for key in weights if key.startswith(prefix))
+            if not is_part or 2 * sum(key in weights for key in inside) < len(inside):
                 raise
-            weights = parts[0]
         else:
             try:
                 backbone.check_compatible(result)

@@ -13,9 +13,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import Tensor, nn
 
-BATCHES, BATCH_SIZE, PIXELS = 5, 8, 40
-EPOCHS = 4
-WINDOW = 2 * BATCHES
+BATCHES, BATCH_SIZE, PIXELS = 10, 8, 40
+EPOCHS = 6
+WINDOW = 20
 # A slim model learns at these rates. At higher ones, rounding alone makes two trainings diverge.
 LEARNING_RATES = dict(mpvit=3e-4, vit=3e-4, vitdet=3e-4, vitae_s=3e-5, mvitv2=2e-4, scalablevit=3e-4)
 pytestmark = pytest.mark.filterwarnings('ignore:TF32 acceleration')  # of `torch.backends.mkldnn.flags`
@@ -100,11 +100,11 @@ def test_losses_in_half_precision_equal_those_in_float32(form, batches):
         return loss.unfold(0, WINDOW, 1).mean(1), grad_norm[0].item()
 
     smooth, grad_norm = run('float32')
-    assert smooth[-1] < 0.95 * smooth[0]
+    assert smooth[-1] < 0.9 * smooth[0]
     for dtype in ('bfloat16', 'float16'):
         half_smooth, half_grad_norm = run(dtype)
         error = (half_smooth / smooth - 1).abs().max().item()
-        assert 0 < error < 0.002, dtype
+        assert 0 < error < 0.003, dtype
         assert half_grad_norm == pytest.approx(grad_norm, rel=0.02), dtype  # clipping reads unscaled gradients
 
 
@@ -114,7 +114,7 @@ def test_overflow_skips_steps_and_clipping_bounds_updates(form, dtype, batches):
     """The loss scale overflows in float16 but not in bfloat16, which has the range of float32."""
     optimizer = dict(type='SGD', lr=1.0)  # the update is the clipped gradient
     scaling = dict(init_scale=2.0**40, backoff_factor=2.0**-16, growth_interval=2)
-    steps = list(train(Classifier(form), (2 * batches)[:8], dtype, optimizer, max_norm=0.1, **scaling))
+    steps = list(train(Classifier(form), batches[:8], dtype, optimizer, max_norm=0.1, **scaling))
     skipped = [step.update_norm == 0 for step in steps]
     assert skipped == ([True, True] + 6 * [False] if dtype == 'float16' else 8 * [False])
     for step, was_skipped in zip(steps, skipped):

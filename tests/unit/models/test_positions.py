@@ -170,3 +170,7 @@ def test_names_shared_with_another_source_are_no_proof():
     torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-5)
     with pytest.raises(CheckpointError, match="belong to pos_type='rope', the model has pos_type='learned'"):
         checkpoint.load_state_dict(PlainViT(arch, **kwargs), theirs.state_dict())
+    # Norms of queries and keys change the meaning of all other weights.
+    foreign = {**build(64).state_dict(), 'blocks.0.attn.q_norm.weight': torch.ones(16)}
+    with pytest.raises(CheckpointError, match='q_norm'):
+        checkpoint.load_state_dict(build(64), foreign)
