@@ -151,7 +151,8 @@ class PlainViT(Backbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'``, ``'large'``, ``'huge'``, ``'so400m'`` (SigLIP),
             ``'giant'`` (DINOv2), ``'huge_plus'``, ``'7b'`` (both DINOv3), or a dict of ``embed_dims``, ``num_layers``,
-            ``num_heads`` and ``mlp_ratio``. The last three belong to ``ffn_type='swiglu'``.
+            ``num_heads`` and ``mlp_ratio``. ``'giant'``, ``'huge_plus'`` and ``'7b'`` belong to ``ffn_type='swiglu'``.
+            DINOv3's S+ is ``'small'`` with ``ffn_type='swiglu'``.
         img_size: Side in pixels, or (H, W), for which the position embedding and the relative positions of global
             blocks are learned. Both are interpolated for other images.
         pretrain_img_size: Side in pixels, or (H, W), of the position embedding, if it is another; None is
@@ -163,9 +164,10 @@ class PlainViT(Backbone):
         out_type: ``'featmap'`` returns maps; for MMPretrain's heads ``'cls_token'`` returns class tokens of (B, C),
             ``'avg_featmap'`` means over the map with a norm of their own, ``fc_norm``, (B, C), and ``'raw'`` all
             tokens, (B, N, C).
-        output_cls_token: Return pairs of a map and its class token, as MMSegmentation's DPT head expects.
-        final_norm: Normalize the output of the very last block.
-        norm_outputs: Apply the last norm to every returned map, as DINOv2 and DINOv3 do.
+        output_cls_token: Return pairs of a map and its class token, as MMSegmentation's DPT head expects. It needs
+            ``out_type='featmap'``.
+        final_norm: Build the last norm. It normalizes the output of the very last block.
+        norm_outputs: Apply the last norm to the output of every block in ``out_indices``, as DINOv2 and DINOv3 do.
         with_cls_token: Use a class token.
         num_register_tokens: Number of register tokens, which have no position and are in no map. Class token and
             registers have no place in windows; models with windows go without both.
@@ -189,8 +191,8 @@ class PlainViT(Backbone):
             converted checkpoints: the converter multiplies their tables by the scale. True is for weights that were
             trained in this package with True.
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
-        frozen_stages: -1 freezes nothing, 0 the patch embedding, class token and position embedding, k also the first
-            k blocks. If all blocks are frozen, so is the last norm.
+        frozen_stages: -1 freezes nothing, 0 what comes before the blocks (patch embedding, positions, class token,
+            registers, norm), k also the first k blocks. If all blocks are frozen, so is the last norm.
         with_cp: Use activation checkpointing in training.
         init_cfg: Initialization config of MMEngine.
         pretrained: Path or address of a checkpoint, short for ``init_cfg``.
@@ -844,5 +846,6 @@ def _grid(img_size: Sequence[int], patch_size: Sequence[int]) -> Tuple[int, int]
 
 
 def _pixels(grid: Sequence[int], patch_size: Sequence[int]) -> Union[int, Tuple[int, int]]:
+    """Returns the sides in pixels of a grid of patches, (H, W), or one number for a square."""
     height, width = (side * patch for side, patch in zip(grid, patch_size))
     return height if height == width else (height, width)
