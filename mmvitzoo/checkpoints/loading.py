@@ -184,8 +184,9 @@ def extend_mmengine() -> None:
     mmengine_checkpoint.load_state_dict = _extend_load_state_dict(mmengine_checkpoint.load_state_dict)
     mmengine_checkpoint._load_checkpoint_to_model = _extend_load_to_model(mmengine_checkpoint._load_checkpoint_to_model)
     Runner.call_hook = _extend_call_hook(Runner.call_hook)
-    loader.register_scheme('', _load_local, force=True)
-    loader.register_scheme(('http://', 'https://'), _load_http, force=True)
+    # MMEngine logs what follows `load_from_` in these names.
+    loader.register_scheme('', load_from_local, force=True)
+    loader.register_scheme(('http://', 'https://'), load_from_http, force=True)
 
 
 def _extend_load_state_dict(original: Callable) -> Callable:
@@ -231,7 +232,8 @@ def _extend_call_hook(original: Callable) -> Callable:
     return call_hook
 
 
-def _load_local(filename: str, map_location: Any) -> Any:
+def load_from_local(filename: str, map_location: Any) -> Any:
+    """Reads a local file: MMEngine's own with its meta data, the authors' without executing code."""
     path = os.path.expanduser(filename)
     if not os.path.isfile(path) or is_torch_file(path):
         with suppress(pickle.UnpicklingError):  # it holds more than weights, which torch refuses
@@ -239,7 +241,8 @@ def _load_local(filename: str, map_location: Any) -> Any:
     return dict(state_dict=load(path))
 
 
-def _load_http(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
+def load_from_http(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
+    """Reads an address: formats that MMEngine does not know are downloaded once per node."""
     if not filename.endswith(('.pkl', '.safetensors')):
         return mmengine_checkpoint.load_from_http(filename, map_location, **kwargs)
     download_once_per_node(filename)

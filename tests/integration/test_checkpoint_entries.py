@@ -217,7 +217,8 @@ def test_init_detector_counts_missing_weights_in_one_line(incomplete, monkeypatc
     init_detector(get_config(DETECTOR), str(incomplete / 'detector.pth'), device='cpu', palette='random')
     (message,) = messages
     assert message.startswith('The checkpoint lacks 2 weights of RetinaNet, such as bbox_head.retina_cls')
-    assert 'missing keys' not in ''.join(capfd.readouterr())
+    output = ''.join(capfd.readouterr())
+    assert 'missing keys' not in output and 'Loads checkpoint by local backend from path' in output
 
 
 def test_tool_stops_with_one_line(files, mock_datasets, run_tool, tmp_path):
