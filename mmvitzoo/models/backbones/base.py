@@ -1,5 +1,6 @@
 """Contract of every backbone of this package."""
 
+import math
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
@@ -143,8 +144,14 @@ class Backbone(BaseModule):
         raise ValueError(f'{self._get_name()}: {message}')
 
     def _check_number(self, name: str, value: Any, least: int = 1, types: Any = int) -> None:
-        if not is_number(value, types) or value < least:
-            self._fail(f'{name} is a number of at least {least}, got {value!r}')
+        if not is_number(value, types) or not least <= value < math.inf:
+            number = 'an integer' if types is int else 'a number'
+            self._fail(f'{name} is {number} of at least {least}, got {value!r}')
+
+    def _check_flags(self, **flags: Any) -> None:
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                self._fail(f'{name} is True or False, got {value!r}')
 
     def _check_stages(self, name: str, values: Any, num_stages: int, types: Any = int) -> None:
         if (

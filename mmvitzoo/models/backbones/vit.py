@@ -38,7 +38,7 @@ from ..layers import (
     resize_pos_embed,
 )
 from ..layers.padding import ceil_div
-from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, weight_shape
+from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, is_number, weight_shape
 
 # torch.fx records a call of a wrapped function instead of tracing its branches on sizes.
 torch.fx.wrap('resize_pos_embed')
@@ -283,16 +283,33 @@ class PlainViT(Backbone):
             ('pos_type', pos_type, POS_TYPES),
             ('act', act, ACTS),
         ):
-            if value not in allowed:
+            if value not in tuple(allowed):
                 self._fail(f'{name} is one of {", ".join(allowed)}, got {value!r}')
+        self._check_flags(
+            output_cls_token=output_cls_token,
+            final_norm=final_norm,
+            norm_outputs=norm_outputs,
+            with_cls_token=with_cls_token,
+            interpolate_antialias=interpolate_antialias,
+            pre_norm=pre_norm,
+            qkv_bias=qkv_bias,
+            use_rel_pos=use_rel_pos,
+            rel_pos_scaled=rel_pos_scaled,
+            with_cp=with_cp,
+        )
+        self._check_number('window_size', window_size, least=0)
+        for name, value in (
+            ('norm_eps', norm_eps),
+            ('interpolate_offset', interpolate_offset),
+            ('layer_scale_init_value', layer_scale_init_value),
+            ('rel_pos_std', rel_pos_std),
+        ):
+            self._check_number(name, value, least=0, types=(int, float))
         if not with_cls_token and (out_type == 'cls_token' or output_cls_token):
             self._fail("out_type='cls_token' and output_cls_token need with_cls_token=True")
         if output_cls_token and out_type != 'featmap':
             self._fail(f"output_cls_token needs out_type='featmap', got {out_type!r}")
         self._check_number('num_register_tokens', num_register_tokens, least=0)
-        self._check_number('norm_eps', norm_eps, least=0, types=(int, float))
-        self._check_number('interpolate_offset', interpolate_offset, least=0, types=(int, float))
-        self._check_number('layer_scale_init_value', layer_scale_init_value, least=0, types=(int, float))
         if (with_cls_token or num_register_tokens) and (window_size or use_rel_pos or residual_block_indexes):
             self._fail(
                 'window_size, use_rel_pos and residual_block_indexes need with_cls_token=False and '
@@ -305,12 +322,11 @@ class PlainViT(Backbone):
             )
         if norm_outputs and not final_norm:
             self._fail('norm_outputs needs final_norm=True')
-        self._check_number('window_size', window_size, least=0)
         for name, indexes in (
             ('global_attn_indexes', global_attn_indexes),
             ('residual_block_indexes', residual_block_indexes),
         ):
-            if not isinstance(indexes, Sequence) or not set(indexes) <= set(range(num_layers)):
+            if not isinstance(indexes, Sequence) or not all(is_number(i) and 0 <= i < num_layers for i in indexes):
                 self._fail(f'{name} are blocks from 0 to {num_layers - 1}, got {indexes!r}')
         if global_attn_indexes and not window_size:
             self._fail('global_attn_indexes without window_size, where every block is global')
@@ -369,7 +385,7 @@ class PlainViT(Backbone):
     def _check_arch(self, arch: Dict[str, Any]) -> None:
         for key in ('embed_dims', 'num_layers', 'num_heads'):
             self._check_number(key, arch[key])
-        if not isinstance(arch['mlp_ratio'], (int, float)) or arch['mlp_ratio'] <= 0:
+        if not is_number(arch['mlp_ratio'], (int, float)) or not 0 < arch['mlp_ratio'] < math.inf:
             self._fail(f'mlp_ratio is a positive number, got {arch["mlp_ratio"]!r}')
         if arch['embed_dims'] % arch['num_heads']:
             self._fail(f'embed_dims is a multiple of num_heads, got {arch["embed_dims"]} and {arch["num_heads"]}')

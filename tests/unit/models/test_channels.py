@@ -93,5 +93,5 @@ def test_adapted_weights_count_as_found():
 
 @pytest.mark.parametrize('in_channels', [0, 2.0, None])
 def test_number_of_channels_is_positive(in_channels):
-    with pytest.raises(ValueError, match='in_channels is a number of at least 1, got'):
+    with pytest.raises(ValueError, match='in_channels is an integer of at least 1, got'):
         slim('mpvit', in_channels=in_channels)

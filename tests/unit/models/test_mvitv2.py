@@ -197,8 +197,8 @@ def test_layer_depth():
         (dict(arch='giant'), "arch is one of tiny, small, base, large, huge, or a dict, got 'giant'"),
         (dict(arch=dict(embed_dims=64)), 'keys of an arch dict are embed_dims, .* got embed_dims'),
         (dict(arch=dict(MVITV2, embed_dims=17)), 'embed_dims is a multiple of num_heads, got 17 and 2'),
-        (dict(arch=dict(MVITV2, num_layers=0)), 'num_layers is a number of at least 1, got 0'),
-        (dict(arch=dict(MVITV2, num_heads='1')), "num_heads is a number of at least 1, got '1'"),
+        (dict(arch=dict(MVITV2, num_layers=0)), 'num_layers is an integer of at least 1, got 0'),
+        (dict(arch=dict(MVITV2, num_heads='1')), "num_heads is an integer of at least 1, got '1'"),
         (
             dict(arch=dict(MVITV2, downscale_indices=(1, 3))),
             r'downscale_indices .* 3 numbers .* got \(1, 3\)',

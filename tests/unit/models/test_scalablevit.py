@@ -180,7 +180,7 @@ def test_layer_depth():
         (dict(arch=dict(SCALABLE, spatial_ratios=8)), 'spatial_ratios is a positive .* got 8'),
         (dict(arch=dict(SCALABLE, num_heads=(3, 2, 4, 4))), 'num_heads divides .* got 3, 16 and 20.0'),
         (dict(arch=dict(SCALABLE, channel_ratios=(1.1, 1, 1, 1))), 'num_heads divides .* got 2, 16 and 17.6'),
-        (dict(window_size=0), 'window_size is a number of at least 1, got 0'),
+        (dict(window_size=0), 'window_size is an integer of at least 1, got 0'),
         (dict(out_indices=(0, 4)), 'out_indices is an increasing sequence of numbers from 0 to 3, got \\(0, 4\\)'),
         (dict(drop_path_rate=1.0), 'drop_path_rate is at least 0 and less than 1, got 1.0'),
         (dict(frozen_stages=5), 'frozen_stages is a number from -1 to 4, got 5'),
