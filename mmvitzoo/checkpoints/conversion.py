@@ -148,10 +148,9 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
 def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Optional[str]) -> Layout:
     allowed = _select_layouts(family, source)
     # Among all layouts, so that the error names the one that was found.
-    layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
-    if layout and layout.source == 'timm' and backbone_metadata(state_dict) is not None:  # a backbone alone, of ours
-        own = [x for x in LAYOUTS if (x.family, x.source) == (layout.family, 'mmvitzoo')]
-        layout = next(x for x in own if not x.signature[0].startswith(PREFIX))
+    is_own = backbone_metadata(state_dict) is not None  # some names are those of other sources
+    layouts = [x for x in LAYOUTS if x.source == 'mmvitzoo'] if is_own else LAYOUTS
+    layout = next((x for x in layouts if state_dict.keys() >= set(x.signature)), None)
     if layout is None or layout not in allowed:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
         if layout:

@@ -432,7 +432,7 @@ LAYOUTS = [
         flatten_positions,
         map_positions,
     ),
-    # This package's: of a whole model, of a backbone alone with relative positions, and without them.
+    # This package's: of a whole model, and of a backbone alone with relative positions.
     _layout(
         'mmvitzoo',
         ('backbone.patch_embed.proj.weight', 'backbone.blocks.0.attn.qkv.weight'),
@@ -458,4 +458,6 @@ LAYOUTS = [
         metadata_of_timm,
         assumed=('act',),
     ),
+    # A backbone of this package alone. Its names are timm's, and its metadata tell the difference.
+    _layout('mmvitzoo', ('patch_embed.proj.weight', 'blocks.0.attn.qkv.weight'), backbone_under('', OURS)),
 ]
