@@ -21,8 +21,16 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
-from .conversion import convert
-from .reading import CheckpointError, backbone_metadata, download_once_per_node, is_torch_file, load, unwrap
+from .conversion import ConversionResult, convert
+from .reading import (
+    CheckpointError,
+    backbone_metadata,
+    download_once_per_node,
+    is_torch_file,
+    load,
+    unwrap,
+    with_metadata,
+)
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
 RESIZED = ('.pos_embed', '.rel_pos_h', '.rel_pos_w', '.patch_embed.proj.weight')
@@ -43,8 +51,9 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
 
     Raises:
         CheckpointError: The layout is unknown, or the weights belong to another model: less than half of the tensors
-            of the model and of its backbone are in the file, or have another shape there. Or they are for images of
-            other channels, see :meth:`.Backbone.weights_to_adapt`.
+            of the model and of its backbone are in the file, or have another shape there. Or the file tells other
+            arguments, see :meth:`.Backbone.check_compatible`, or is for images of other channels, see
+            :meth:`.Backbone.weights_to_adapt`.
     """
     if not _is_supported(model):
         return content
@@ -56,7 +65,10 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
     weights = content
     if not _has_own_names(weights, model, prefix):
         weights = unwrap(content)
-    if not _has_own_names(weights, model, prefix):
+    if _has_own_names(weights, model, prefix):
+        if backbone_metadata(weights) is not None:
+            _check_own_weights(weights, backbone, prefix)
+    else:
         try:
             result = convert(weights, family=backbone.family)
         except CheckpointError:
@@ -66,12 +78,11 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
             if not is_part or 2 * sum(key in weights for key in inside) < len(inside):
                 raise
         else:
-            try:
-                backbone.check_compatible(result)
-            except ValueError as error:
-                raise CheckpointError(str(error)) from None
+            _check_compatible(backbone, result)
             if result.source != 'mmvitzoo':
                 print_log(f'Converted the checkpoint from the {result.family}/{result.source} layout', logger='current')
+            if result.note:
+                print_log(f'{type(backbone).__name__}: {result.note}', logger='current')
             weights = result.state_dict if name else result.backbone
     try:
         adapted = backbone.weights_to_adapt(weights, prefix)
@@ -79,6 +90,7 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
         raise CheckpointError(str(error)) from None
     found = [key for key, value in expected.items() if key in adapted or _fits(key, value, weights.get(key))]
     if 2 * len(found) < len(expected) and 2 * sum(key in found for key in inside) < len(inside):
+        _check_own_weights(weights, backbone, prefix)
         raise CheckpointError(
             f'only {len(found)} of the {len(expected)} tensors of {type(model).__name__} are in the checkpoint with '
             f'their shape; it belongs to another model. Its first keys: {", ".join(list(weights)[:3])}'
@@ -97,6 +109,25 @@ def _has_own_names(weights: Mapping[str, Any], model: nn.Module, prefix: str) ->
         return 2 * len(inside & loaded) >= len(inside)
     needed = {key for key in _expected(model) if key.startswith(prefix)}
     return needed <= loaded <= inside
+
+
+def _check_own_weights(weights: Mapping[str, Any], backbone: Backbone, prefix: str) -> None:
+    """Refuses weights that have the names of a model and tell that they belong to another one."""
+    metadata = backbone_metadata(weights)
+    own = {key[len(prefix) :]: x for key, x in weights.items() if isinstance(x, Tensor) and key.startswith(prefix)}
+    try:
+        result = convert(with_metadata(own, metadata, module=''), family=backbone.family)
+    except CheckpointError:  # a part of a model, or one with additions
+        return
+    _check_compatible(backbone, result)
+
+
+def _check_compatible(backbone: Backbone, result: ConversionResult) -> None:
+    try:
+        backbone.check_compatible(result)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    backbone.log_differences(result)
 
 
 def _is_supported(model: nn.Module) -> bool:

@@ -46,20 +46,25 @@ def load_pretrained(
         backbone.check_compatible(result)
     except ValueError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
+    backbone.log_differences(result)
     try:
         missing, unexpected = backbone.load_state_dict(result.backbone, strict=False)
     except ValueError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     except RuntimeError as error:
-        details = ' '.join(str(error).split('\n')[:4])
+        _, first, *others = str(error).splitlines()
+        more = f' ({len(others)} more differ)' if others else ''
         raise CheckpointError(
-            f'{checkpoint}: holds {name} of arch {result.description}, which the model is not: {details}'
+            f'{checkpoint}: holds {name} of arch {result.description}, which the model is not: {first.strip()}{more}'
         ) from None
     absent = [x for x in backbone.optional_keys if not any(re.fullmatch(x, key) for key in result.backbone)]
     new = [key for key in missing if any(re.fullmatch(x, key) for x in absent)]
     missing = [key for key in missing if key not in new]
     if missing:
-        raise CheckpointError(f'{checkpoint}: lacks {len(missing)} weights of {name}: {", ".join(missing[:5])}')
+        raise CheckpointError(
+            f'{checkpoint}: lacks {len(missing)} weights of {name}: {", ".join(missing[:5])}; '
+            f'it holds arch {result.description}'
+        )
     print_log(
         f'{name}: loaded {len(result.backbone) - len(unexpected)} tensors of arch {result.description} '
         f'from {checkpoint} ({result.source} layout)',

@@ -207,6 +207,13 @@ class Backbone(BaseModule):
             ValueError: The message says which model the weights belong to.
         """
 
+    def log_differences(self, result: Any) -> None:
+        """Logs what a checkpoint tells otherwise than the model has it, where this may be intended.
+
+        Args:
+            result: A :class:`mmvitzoo.checkpoints.ConversionResult`.
+        """
+
     def stage_maps(self, x: Tensor) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
         """Yields the output of each stage, or of each block of a plain backbone, before its output norm.
 

@@ -425,10 +425,6 @@ class PlainViT(Backbone):
         cfg = result.backbone_cfg
         if self.with_cls_token and not cfg['with_cls_token']:
             raise ValueError('the weights have no class token, the model has with_cls_token=True')
-        for name in ('layer_scale_init_value', 'qkv_bias'):  # without them, weights of the file would be left out
-            loaded, value = cfg.get(name, DEFAULTS[name]), getattr(self, name)
-            if loaded and not value:
-                raise ValueError(f'the weights belong to {name}={loaded!r}, the model has {name}={value!r}')
         # Models with windows have no place for registers: these are left out.
         own = dict(
             in_channels=self.in_channels,
@@ -437,32 +433,48 @@ class PlainViT(Backbone):
             pre_norm=not isinstance(self.norm_pre, nn.Identity),
             num_register_tokens=cfg.get('num_register_tokens', 0) if self.window_size else self.num_register_tokens,
         )
+        for name in ('layer_scale_init_value', 'qkv_bias'):  # without them, weights of the file would be left out
+            if not getattr(self, name):
+                own[name] = getattr(self, name)
+        if result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone:
+            own['rel_pos_scaled'] = self.rel_pos_scaled
+        loaded = {name: cfg.get(name, DEFAULTS[name]) for name in own}
+        other = [name for name in own if own[name] != loaded[name] and (name, loaded[name]) != ('in_channels', 3)]
+        theirs, ours = ([f'{name}={values[name]!r}' for name in other] for values in (loaded, own))
+        loaded_arch = self.arch_of(cfg)
+        if not self._has_size_of(loaded_arch):
+            theirs.insert(0, self._describe_arch(loaded_arch))
+            ours.insert(0, self._describe_arch(self.arch))
+        elif loaded_arch['num_heads'] != self.arch['num_heads'] and 'num_heads' not in result.assumed:
+            theirs.append(f'num_heads={loaded_arch["num_heads"]}')
+            ours.append(f'num_heads={self.arch["num_heads"]}')
+        if theirs:
+            raise ValueError(f'the weights belong to {", ".join(theirs)}, the model has {", ".join(ours)}')
+
+    def _has_size_of(self, arch: Dict[str, Any]) -> bool:
+        """Returns whether blocks have the same widths. Weights may have fewer, of a model without later ones."""
+        return arch['num_layers'] <= self.arch['num_layers'] and _widths(arch) == _widths(self.arch)
+
+    def _describe_arch(self, arch: Dict[str, Any]) -> str:
+        name = self.variant_name(arch)
+        width, hidden_dim = _widths(arch)
+        size = f' ({arch["num_layers"]} blocks of {width} channels, MLPs of {hidden_dim})'
+        return f'arch={name!r}{size if isinstance(name, str) else ""}'
+
+    def log_differences(self, result: Any) -> None:
+        # The scale of relative positions is checked above, and normalized outputs are a choice of the user.
+        own = {name: getattr(self, name) for name in METADATA if name not in ('rel_pos_scaled', 'norm_outputs')}
+        loaded = {name: result.backbone_cfg.get(name, DEFAULTS[name]) for name in own}
+        own['num_heads'], loaded['num_heads'] = self.arch['num_heads'], self.arch_of(result.backbone_cfg)['num_heads']
         for name, value in own.items():
-            loaded = cfg.get(name, DEFAULTS[name])
-            if value != loaded and (name, loaded) != ('in_channels', 3):
-                raise ValueError(f'the weights belong to {name}={loaded!r}, the model has {name}={value!r}')
-        own = {name: getattr(self, name) for name in METADATA}
-        scaled = own.pop('rel_pos_scaled')
-        has_rel_pos = result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone
-        if has_rel_pos and scaled != cfg.get('rel_pos_scaled', False):
-            raise ValueError(
-                f'the weights belong to rel_pos_scaled={not scaled}, the model has rel_pos_scaled={scaled}'
-            )
-        if result.source != 'mmvitzoo':
-            own.pop('norm_outputs')  # a choice of the user
-        own['num_heads'] = self.arch['num_heads']
-        for name, value in own.items():
-            loaded = self.arch_of(cfg)['num_heads'] if name == 'num_heads' else cfg.get(name, DEFAULTS.get(name))
-            if value == loaded:
-                continue
-            if name == 'num_heads' and name not in result.assumed:
-                raise ValueError(f'the weights belong to num_heads={loaded}, the model has num_heads={value}')
-            note = ', which is assumed' if name in result.assumed else ''
-            print_log(
-                f'{self._get_name()}: the weights belong to {name}={loaded!r}{note}; the model has {name}={value!r}',
-                logger='current',
-                level=logging.WARNING,
-            )
+            if value != loaded[name]:
+                note = ', which is assumed' if name in result.assumed else ''
+                print_log(
+                    f'{self._get_name()}: the weights belong to {name}={loaded[name]!r}{note}; '
+                    f'the model has {name}={value!r}',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
         stem = (self.patch_embed, self.pos_embed, self.cls_token, self.reg_token, self.norm_pre)
@@ -685,6 +697,11 @@ class PlainViT(Backbone):
         if self.rope is not None:  # which files of other sources have not
             state_dict.setdefault(f'{prefix}rope.periods', self.rope.periods)
         self._fit_patch_embed(state_dict, f'{prefix}patch_embed.proj.weight')
+        own = self.arch['num_heads']
+        loaded = local_metadata.get(METADATA_KEY, {}).get('num_heads', own)
+        if loaded != own:  # which no shape tells
+            error_msgs = args[-1]
+            error_msgs.append(f'the weights belong to num_heads={loaded}, the model has num_heads={own}')
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _fit_patch_embed(self, state_dict: Dict[str, Tensor], key: str) -> None:
@@ -854,6 +871,11 @@ def nearest_grid(num_patches: int) -> Tuple[int, int]:
         raise ValueError('pos_embed has no position of a patch')
     rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
     return rows, num_patches // rows
+
+
+def _widths(arch: Dict[str, Any]) -> Tuple[int, int]:
+    """Returns the channels of blocks and of the hidden layer of their MLP."""
+    return arch['embed_dims'], round(arch['embed_dims'] * arch['mlp_ratio'])
 
 
 def _grid(img_size: Sequence[int], patch_size: Sequence[int]) -> Tuple[int, int]:

@@ -291,13 +291,26 @@ def official_dinov3():
 
 
 def test_license_is_logged(tmp_path, monkeypatch):
-    from mmvitzoo.checkpoints import pretrained
+    from mmvitzoo.checkpoints import loading, pretrained
 
     torch.save(official_dinov3(), tmp_path / 'a.pth')
-    lines = []
-    monkeypatch.setattr(pretrained, 'print_log', lambda line, logger: lines.append(line))
-    load_pretrained(dinov3(norm_eps=1e-5), str(tmp_path / 'a.pth'))
-    assert any('under the DINOv3 License' in line and 'keeps the license of its source' in line for line in lines)
+    loads = (
+        (pretrained, lambda model: load_pretrained(model, str(tmp_path / 'a.pth'))),
+        (loading, lambda model: loading.match_names(model, official_dinov3())),
+    )
+    for module, load_weights in loads:
+        lines = []
+        monkeypatch.setattr(module, 'print_log', lambda line, logger, lines=lines: lines.append(line))
+        load_weights(dinov3(norm_eps=1e-5))
+        assert any('under the DINOv3 License' in line and 'keeps the license of its source' in line for line in lines)
+
+
+def test_metadata_tell_the_files_of_this_package():
+    """CLIP's norm before the blocks has timm's names, but timm's activation is none of these weights."""
+    model = plain_vit(pre_norm=True, act='gelu_tanh')
+    assert convert(dict(model.state_dict())).source == 'timm-clip'
+    result = convert(model.state_dict())
+    assert result.source == 'mmvitzoo' and result.backbone_cfg['act'] == 'gelu_tanh' and not result.assumed
 
 
 @pytest.mark.parametrize(
@@ -341,7 +354,7 @@ def test_license_is_logged(tmp_path, monkeypatch):
         (
             lambda: plain_vit(arch=dict(ARCH, embed_dims=128)).state_dict(),
             plain_vit,
-            'holds PlainViT of arch .*, which the model is not',
+            r"belong to arch=.*'embed_dims': 128.*, the model has arch=.*'embed_dims': 64",
         ),
     ],
 )

@@ -53,8 +53,8 @@ def test_periods_stay_in_float32():
     assert model.rope.periods.tolist() == [2, 3, 4, 5]
 
 
-def build(img_size, **kwargs):
-    return PlainViT(dict(VIT_ARCH, num_layers=1), img_size=img_size, **kwargs)
+def build(img_size, arch=dict(VIT_ARCH, num_layers=1), **kwargs):
+    return PlainViT(arch, img_size=img_size, **kwargs)
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -127,12 +127,40 @@ def test_windows_have_no_place_for_registers():
         (dict(ffn_type='swiglu'), {}, "belong to ffn_type='swiglu', the model has ffn_type='mlp'"),
         (dict(in_channels=4), {}, 'belong to in_channels=4, the model has in_channels=3'),
         ({}, dict(pre_norm=True), 'belong to pre_norm=False, the model has pre_norm=True'),
+        ({}, dict(arch=dict(VIT_ARCH, num_layers=1, num_heads=4)), 'belong to num_heads=3, the model has num_heads=4'),
+        (dict(arch=VIT_ARCH), {}, "belong to arch=.*'num_layers': 4.*, the model has arch=.*'num_layers': 1.*"),
     ],
 )
 def test_weights_of_other_options_are_refused(tmp_path, kwargs, own, message):
-    save(build(64, **kwargs).state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match=message):
-        load_pretrained(build(64, **own), str(tmp_path / 'a.pth'))
+    """Files tell it through init_cfg and, in the names of the model, through load_from and the inferencers."""
+    weights = build(64, **kwargs).state_dict()
+    save(weights, tmp_path / 'a.pth')
+    model = build(64, **own)
+    with pytest.raises(CheckpointError, match=f'^{tmp_path}/a.pth: the weights {message}$'):
+        load_pretrained(model, str(tmp_path / 'a.pth'))
+    with pytest.raises(CheckpointError, match=f'^the weights {message}$'):
+        checkpoint.load_state_dict(model, weights)
+
+
+def test_variants_of_other_sizes_are_named():
+    with torch.device('meta'):
+        model = PlainViT('large', layer_scale_init_value=1e-5)
+        giant, tiny = PlainViT('giant', layer_scale_init_value=1e-5, ffn_type='swiglu'), PlainViT('tiny')
+    large = r'the model has arch=.large. \(24 blocks of 1024 channels, MLPs of 4096\)'
+    message = rf'belong to arch=.giant. \(40 blocks of 1536 channels, MLPs of 4096\), ffn_type=.swiglu., {large}'
+    with pytest.raises(ValueError, match=message):
+        model.check_compatible(convert(giant.state_dict()))
+    # Weights that have exactly the names of the model, without metadata
+    model = PlainViT(dict(embed_dims=96, num_layers=12, num_heads=3, mlp_ratio=1))
+    with pytest.raises(CheckpointError, match=r'belong to arch=.tiny. \(12 blocks of 192 channels, MLPs of 768\), the'):
+        checkpoint.load_state_dict(model, dict(tiny.state_dict()))
+
+
+def test_heads_are_checked_by_load_state_dict():
+    other = build(64, arch=dict(VIT_ARCH, num_layers=1, num_heads=4))
+    with pytest.raises(RuntimeError, match='the weights belong to num_heads=3, the model has num_heads=4'):
+        other.load_state_dict(build(64).state_dict())
+    other.load_state_dict(dict(build(64).state_dict()))  # without metadata nothing tells the heads
 
 
 @pytest.mark.parametrize(
