@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..models.backbones.base import AttentionLayer, Backbone
@@ -115,13 +116,15 @@ def attention_map(
     if not layer.overlapping_keys:  # the first patch begins with the first query
         key_grid = Grid(layer.k_stride, query_grid.origin)
     q_size, k_size = query_grid.size(image_size), key_grid.size(image_size)
-    row, col = (query_grid.nearest(side)[i].item() for side, i in zip(image_size, (point[1], point[0])))
+    row, col = (query_grid.nearest(image_size[axis], axis)[point[1 - axis]].item() for axis in (0, 1))
     key_indices = torch.arange(1, 1 + k_size[0] * k_size[1])  # 0 is outside the map
     if layer.window_size:
-        side = layer.window_size // layer.q_stride
+        side, k_side = (
+            to_2tuple(layer.window_size)[0] // to_2tuple(stride)[0] for stride in (layer.q_stride, layer.k_stride)
+        )
         window = row // side * ceil_div(q_size[1], side) + col // side
         token = row % side * side + col % side
-        windows = window_partition(key_indices.view(1, *k_size, 1), layer.window_size // layer.k_stride)
+        windows = window_partition(key_indices.view(1, *k_size, 1), k_side)
         key_indices = windows[window].flatten()
     else:
         side, window, token = max(q_size), 0, layer.num_prefix_tokens + row * q_size[1] + col
@@ -130,8 +133,8 @@ def attention_map(
     rope = inputs[1:] if isinstance(layer.attn, Attention) else ()
     weights = layer.attn.attention_weights(inputs[0], window, token, *rope).cpu()
     weights = weights.new_zeros(len(weights), 1 + k_size[0] * k_size[1]).index_add_(1, key_indices, weights)
-    top, bottom = query_grid.pixels(row // side * side, side, image_size[0])
-    left, right = query_grid.pixels(col // side * side, side, image_size[1])
+    top, bottom = query_grid.pixels(row // side * side, side, image_size[0], axis=0)
+    left, right = query_grid.pixels(col // side * side, side, image_size[1], axis=1)
     return AttentionMap(
         layer.block,
         layer.attn_type,
@@ -174,19 +177,19 @@ def draw_attention(
     figure, axes = panels(texts, size, min(columns, len(texts)))
     axes[0].imshow(image)
     gray = 0.6 * image.mean(-1, keepdims=True).repeat(3, -1) / 255
-    for axis, x, weights in zip(axes[1:], maps, selected):
-        rows, cols = (x.key_grid.nearest(side) for side in size)
+    for panel, x, weights in zip(axes[1:], maps, selected):
+        rows, cols = (x.key_grid.nearest(size[axis], axis) for axis in (0, 1))
         heat = (weights / weights.abs().max().clamp(min=1e-12))[rows][:, cols].numpy()
         colors = dict(cmap='bwr', vmin=-1) if (weights < 0).any() else dict(cmap='inferno', vmin=0)
-        axis.imshow(gray)
-        axis.imshow(heat, vmax=1, alpha=0.9 * np.abs(heat) ** 0.5, **colors)
-        (top, bottom), (left, right) = (x.query_grid.pixels(token, 1, side) for token, side in zip(x.query, size))
-        draw_box(axis, (left, top, right, bottom), 'cyan')
+        panel.imshow(gray)
+        panel.imshow(heat, vmax=1, alpha=0.9 * np.abs(heat) ** 0.5, **colors)
+        (top, bottom), (left, right) = (x.query_grid.pixels(x.query[axis], 1, size[axis], axis) for axis in (0, 1))
+        draw_box(panel, (left, top, right, bottom), 'cyan')
         if x.window != (0, 0, size[1], size[0]):
-            draw_box(axis, x.window, 'white')
-    for axis in axes:
-        axis.plot(*point, '+', color='black', markersize=11, markeredgewidth=3)
-        axis.plot(*point, '+', color='cyan', markersize=10, markeredgewidth=1.5)
+            draw_box(panel, x.window, 'white')
+    for panel in axes:
+        panel.plot(*point, '+', color='black', markersize=11, markeredgewidth=3)
+        panel.plot(*point, '+', color='cyan', markersize=10, markeredgewidth=1.5)
     return figure
 
 
@@ -196,6 +199,6 @@ def describe(x: AttentionMap, weights: Tensor, outside_weight: float) -> Tuple[s
     values = f'{low:.2g} to {high:.2g}' if low < 0 else f'up to {high:.2g}'
     outside = f', {outside_weight:.1%} outside the map' if outside_weight else ''
     return (
-        f'block {x.block}: {x.attn_type}, stride {x.query_grid.stride}',
-        f'keys of stride {x.key_grid.stride}\n{values}{outside}',
+        f'block {x.block}: {x.attn_type}, stride {x.query_grid}',
+        f'keys of stride {x.key_grid}\n{values}{outside}',
     )

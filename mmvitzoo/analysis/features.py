@@ -97,10 +97,10 @@ def draw_features(image: np.ndarray, maps: Sequence[FeatureMap]) -> Figure:
     texts = [('image', f'{size[0]} x {size[1]} pixels')]
     for x in maps:
         tokens = f'{x.rgb.shape[0]} x {x.rgb.shape[1]} tokens, {x.channels} channels'
-        texts.append((f'{x.name}, stride {x.grid.stride}', f'{tokens}\n{x.explained_variance:.0%} of the variance'))
+        texts.append((f'{x.name}, stride {x.grid}', f'{tokens}\n{x.explained_variance:.0%} of the variance'))
     figure, axes = panels(texts, size, columns=min(len(texts), 5))
     axes[0].imshow(image)
-    for axis, x in zip(axes[1:], maps):
-        rows, cols = (x.grid.nearest(side) for side in size)
-        axis.imshow(x.rgb[rows][:, cols], interpolation='nearest')
+    for panel, x in zip(axes[1:], maps):
+        rows, cols = (x.grid.nearest(size[axis], axis) for axis in (0, 1))
+        panel.imshow(x.rgb[rows][:, cols], interpolation='nearest')
     return figure

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .grid import get_backbone, output_grids, output_names
+from .grid import Grid, get_backbone, output_grids, output_names
 from .images import draw_box, panels
 
 # Color of the square that holds each share of a field.
@@ -27,13 +27,13 @@ class ReceptiveField:
 
     Attributes:
         name: Name of the map, such as ``'stage 0'``, or ``'block 5'`` of a plain backbone, as in ``out_indices``.
-        stride: Distance between neighboring tokens in pixels.
+        grid: Grid of the tokens on the image.
         center: Center of the token, (x, y) in pixels from the left and top border of the image.
         field: (H, W), the share of each pixel; the sum is 1.
     """
 
     name: str
-    stride: int
+    grid: Grid
     center: Tuple[float, float]
     field: Tensor
 
@@ -75,9 +75,9 @@ def receptive_fields(model: nn.Module, images: Tensor) -> List[ReceptiveField]:
             (gradient,) = torch.autograd.grad(signs @ token, image, retain_graph=True)
             field += gradient[0].abs().sum(0).cpu()
     size = images.shape[2:]
-    centers = [tuple(grid.center(n // 2) for n in grid.size(size)[::-1]) for grid in grids]
+    centers = [tuple(grid.center(grid.size(size)[axis] // 2, axis) for axis in (1, 0)) for grid in grids]
     return [
-        ReceptiveField(name, grid.stride, center, field / field.sum())
+        ReceptiveField(name, grid, center, field / field.sum())
         for name, grid, center, field in zip(output_names(backbone), grids, centers, fields)
     ]
 
@@ -92,7 +92,7 @@ def draw_receptive_fields(fields: Sequence[ReceptiveField]) -> Figure:
         A figure 1200 pixels wide, or 600 for a single map.
     """
     texts = [
-        (f'{x.name}, stride {x.stride}', '\n'.join(f'{share:.0%} within {x.side(share)} pixels' for share in SQUARES))
+        (f'{x.name}, stride {x.grid}', '\n'.join(f'{share:.0%} within {x.side(share)} pixels' for share in SQUARES))
         for x in fields
     ]
     figure, axes = panels(texts, fields[0].field.shape, columns=min(len(texts), 4))

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from forms import FORMS, slim
+from forms import FORMS, VIT_ARCH, VITDET, slim
 from sklearn.decomposition import PCA
 from torch import nn
 
@@ -20,6 +20,7 @@ from mmvitzoo.analysis import attention_maps, draw_attention, feature_maps, norm
 from mmvitzoo.analysis.command import read_resized
 from mmvitzoo.analysis.cost import count_flops
 from mmvitzoo.analysis.features import pca_colors
+from mmvitzoo.analysis.grid import Grid
 from mmvitzoo.analysis.receptive_field import ReceptiveField
 from mmvitzoo.models import MPViT, PlainViT
 from mmvitzoo.models.backbones.base import Backbone
@@ -102,7 +103,7 @@ def values_of(attn, x, crpe=None):
 @pytest.mark.parametrize('form, window', [('vitdet_conv', (48, 48, 96, 96)), ('scalablevit', (54, 54, 82, 82))])
 def test_weights_are_zero_outside_the_window(form, window):
     x, *_ = attention_maps(slim(form).eval(), random_image((128, 160)), (70, 75), [0])
-    rows, cols = (x.key_grid.nearest(side) for side in (128, 160))
+    rows, cols = (x.key_grid.nearest(side, axis) for axis, side in enumerate((128, 160)))
     ys, xs = (x.weights.mean(0)[rows][:, cols] > 0).nonzero().T
     assert x.window == window == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
@@ -158,7 +159,21 @@ def test_backbone_without_attention_layers_is_refused():
 def test_reduced_keys_cover_their_patches_of_queries():
     for x in attention_maps(slim('scalablevit').eval(), random_image(), (9, 9), [1, 3, 5]):
         ratio = x.key_grid.stride // x.query_grid.stride
-        assert ratio > 1 and torch.equal(x.key_grid.nearest(104), x.query_grid.nearest(104) // ratio)
+        assert ratio > 1 and torch.equal(x.key_grid.nearest(104, 1), x.query_grid.nearest(104, 1) // ratio)
+
+
+@pytest.mark.parametrize('kwargs, window', [({}, (0, 0, 104, 72)), (VITDET, (72, 24, 104, 48))])
+def test_patches_that_are_not_square(kwargs, window):
+    """Cells of 8 x 24 pixels: the maps have 9 x 5 tokens, and windows of 3 x 3 tokens 24 x 72 pixels."""
+    model = PlainViT(VIT_ARCH, patch_size=(8, 24), img_size=(72, 120), **kwargs).eval()
+    x, *_ = maps = attention_maps(model, random_image(), (80, 40), [0])
+    assert x.query == (5, 3) and x.weights.shape == (3, 9, 5) and x.window == window
+    rows, cols = x.weights.sum(0).nonzero().T
+    assert (cols.min() * 24, rows.min() * 8, cols.max() * 24 + 8, rows.max() * 8 + 8) == window
+    figure = draw_attention(np.zeros((*SIZE, 3), np.uint8), maps, (80, 40))
+    assert figure.axes[1].get_title().endswith('stride 8 x 24')
+    (field,) = receptive_fields(model, random_image())
+    assert field.center == (60, 36) and feature_maps(model, random_image())[0].rgb.shape == (9, 5, 3)
 
 
 # --- features
@@ -191,6 +206,8 @@ def test_map_of_one_token_has_finite_colors():
 
 
 def test_class_token_classifier_has_maps():
+    pairs = PlainViT(VIT_ARCH, img_size=64, output_cls_token=True).eval()
+    assert feature_maps(pairs, random_image())[0].rgb.shape == (5, 7, 3) and len(pairs(random_image())[0]) == 2
     model = PlainViT('tiny', img_size=64, out_type='cls_token').eval()
     assert feature_maps(model, random_image())[0].rgb.shape == (5, 7, 3)
     assert receptive_fields(model, random_image())[0].field.shape == SIZE
@@ -220,15 +237,15 @@ def test_receptive_fields_are_centered_on_their_tokens(form):
     for field in receptive_fields(slim(form).eval(), random_image((224, 224)))[:2]:
         near = field.field > field.field.max() / 20
         y, x = near.nonzero().double().mean(0).tolist()
-        assert field.center == pytest.approx((x + 0.5, y + 0.5), abs=field.stride / 4)
+        assert field.center == pytest.approx((x + 0.5, y + 0.5), abs=field.grid.stride / 4)
 
 
 def test_side_of_a_uniform_field():
     field = torch.full((20, 20), 1 / 400)
-    assert ReceptiveField('', 2, (10, 10), field).side(0.5) == 16  # 14 * 14 is less than half of 400
-    assert ReceptiveField('', 2, (10.5, 10.5), field).side(0.5) == 15
-    assert ReceptiveField('', 2, (10, 10), field).side(0.95) == 20
-    assert ReceptiveField('', 2, (0, 0), field).side(1) == 40
+    assert ReceptiveField('', Grid(2, 0), (10, 10), field).side(0.5) == 16  # 14 * 14 is less than half of 400
+    assert ReceptiveField('', Grid(2, 0), (10.5, 10.5), field).side(0.5) == 15
+    assert ReceptiveField('', Grid(2, 0), (10, 10), field).side(0.95) == 20
+    assert ReceptiveField('', Grid(2, 0), (0, 0), field).side(1) == 40
 
 
 # --- cost

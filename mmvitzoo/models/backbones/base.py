@@ -25,9 +25,9 @@ class AttentionLayer(NamedTuple):
         stage: Stage of a pyramid, quarter of a plain backbone.
         attn_type: ``'global'``, ``'window'``, ``'scalable'``, or ``'path 3 x 3'`` and so on by MPViT's patch size.
         attn: The module.
-        q_stride: Stride of the queries in pixels.
-        k_stride: Stride of the keys in pixels.
-        window_size: Side of the windows in pixels, 0 for global attention.
+        q_stride: Stride of the queries in pixels, or (H, W).
+        k_stride: Stride of the keys in pixels, or (H, W).
+        window_size: Side of the windows in pixels, or (H, W); 0 for global attention.
         num_prefix_tokens: Number of tokens before those of the map.
         overlapping_keys: Keys of a larger stride than the queries come from overlapping patches, not from patches of
             queries side by side.
@@ -37,9 +37,9 @@ class AttentionLayer(NamedTuple):
     stage: int
     attn_type: str
     attn: nn.Module
-    q_stride: int
-    k_stride: int
-    window_size: int = 0
+    q_stride: Union[int, Tuple[int, int]]
+    k_stride: Union[int, Tuple[int, int]]
+    window_size: Union[int, Tuple[int, int]] = 0
     num_prefix_tokens: int = 0
     overlapping_keys: bool = True
 

@@ -24,7 +24,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from timm.layers import DropPath, GluMlp, Mlp, QuickGELU, resample_patch_embed, trunc_normal_
+from timm.layers import DropPath, GluMlp, Mlp, QuickGELU, resample_patch_embed, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -495,7 +495,7 @@ class PlainViT(Backbone):
                     attn=block.attn,
                     q_stride=stride,
                     k_stride=stride,
-                    window_size=window_size * stride,
+                    window_size=_pixels(to_2tuple(window_size), to_2tuple(stride)),
                     num_prefix_tokens=self.num_prefix_tokens,
                 )
             )
