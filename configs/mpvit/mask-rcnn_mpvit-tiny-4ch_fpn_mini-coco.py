@@ -37,17 +37,8 @@ model = dict(
 
 # float32: PyTorch does not compute with unsigned 16-bit integers.
 load_image = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='tifffile', to_float32=True)
-train_pipeline = [
-    load_image,
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    load_image,
-    dict(type='Resize', scale_factor=1.0),  # keeps the size, but predictions need `scale_factor`
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+train_pipeline = [load_image, *_base_.train_pipeline[1:]]
+test_pipeline = [load_image, *_base_.test_pipeline[1:]]
 data_root = 'data/mini-rgbn/'
 train_dataloader = dict(batch_size=4, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))

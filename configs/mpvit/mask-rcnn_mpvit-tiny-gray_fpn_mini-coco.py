@@ -28,17 +28,8 @@ model = dict(
 )
 
 load_image = dict(type='LoadImageFromFile', color_type='grayscale')
-train_pipeline = [
-    load_image,
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    load_image,
-    dict(type='Resize', scale_factor=1.0),  # keeps the size, but predictions need `scale_factor`
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+train_pipeline = [load_image, *_base_.train_pipeline[1:]]
+test_pipeline = [load_image, *_base_.test_pipeline[1:]]
 train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
