@@ -732,9 +732,10 @@ class PlainViT(Backbone):
             return
         rows, own_rows = loaded.shape[1], self.pos_embed.shape[1]
         num_cls = int(f'{prefix}cls_token' in state_dict)
-        # timm's tables for models with registers are square and have no place for the class token.
-        if num_cls and f'{prefix}reg_token' in state_dict and math.isqrt(rows) ** 2 == rows:
-            num_cls = int(rows == own_rows if grid is None else rows != math.prod(grid))
+        # timm's tables for models with registers have no place for the class token.
+        if num_cls and f'{prefix}reg_token' in state_dict:
+            is_other_square = grid is None and rows != own_rows and math.isqrt(rows) ** 2 == rows
+            num_cls = int(not is_other_square and rows != math.prod(grid or self.pos_embed_grid))
         loaded_grid = tuple(grid) if grid is not None else fit_grid(rows - num_cls, self.pos_embed_grid)
         if loaded_grid is not None and math.prod(loaded_grid) != rows - num_cls:
             loaded_grid = None

@@ -91,9 +91,10 @@ def test_first_position_is_kept_without_class_token():
     assert torch.equal(other.pos_embed, model.pos_embed)
 
 
-def test_missing_place_of_the_class_token_is_zero():
+@pytest.mark.parametrize('img_size', [64, (64, 96)])
+def test_missing_place_of_the_class_token_is_zero(img_size):
     """timm's models with registers have positions of patches alone."""
-    model = build(64, num_register_tokens=2)
+    model = build(img_size, num_register_tokens=2)
     weights = dict(model.state_dict())
     weights['pos_embed'] = weights['pos_embed'][:, 1:]
     model.load_state_dict(weights)
