@@ -7,15 +7,15 @@ whole detector and one for its backbone.
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ..models.backbones.vit import ACTS
+from ..models.backbones.vit import ACTS, backbone_metadata
 from .layouts import LAYOUTS, Dropped, Layout, Unsupported
-from .reading import CheckpointError, backbone_metadata, with_metadata
+from .reading import CheckpointError, with_metadata
 
 PREFIX = 'backbone.'
 
@@ -82,6 +82,8 @@ def convert(
             has no elements. No config can be inferred, since weights are missing or misshapen. Copies of a shared
             tensor differ.
     """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f'state_dict is a dict of tensors, got {state_dict!r}; checkpoints.load reads a file')
     layout = _recognize(state_dict, family, source)
     name = f'{layout.family}/{layout.source}'
     renamed, dropped = _rename(state_dict, layout)

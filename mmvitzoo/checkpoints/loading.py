@@ -21,16 +21,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
+from ..models.backbones.vit import backbone_metadata
 from .conversion import ConversionResult, convert
-from .reading import (
-    CheckpointError,
-    backbone_metadata,
-    download_once_per_node,
-    is_torch_file,
-    load,
-    unwrap,
-    with_metadata,
-)
+from .reading import CheckpointError, download_once_per_node, is_torch_file, load, unwrap, with_metadata
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
 RESIZED = ('.pos_embed', '.rel_pos_h', '.rel_pos_w', '.patch_embed.proj.weight')

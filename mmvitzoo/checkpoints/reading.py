@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..models.backbones.vit import METADATA_KEY
+from ..models.backbones.vit import METADATA_KEY, backbone_metadata
 from .safe_pickle import is_npz, read_arrays, read_npz, read_torch_legacy, read_torch_zip
 
 # Keys under which training frameworks store the weights, in the order of the search.
@@ -219,22 +219,6 @@ def unwrap(content: Any, wanted: Optional[str] = None) -> Dict[str, Tensor]:
     return with_metadata(weights, metadata)
 
 
-def backbone_metadata(content: Any) -> Optional[Dict[str, Any]]:
-    """Returns what a state dict says about a backbone of this package beside its weights, or None.
-
-    Args:
-        content: State dict with metadata as an attribute, as torch has it, or as an entry, as the readers here return
-            them.
-    """
-    modules = getattr(content, '_metadata', None)
-    if modules is None and isinstance(content, Mapping):
-        modules = content.get('_metadata')
-    for module in modules.values() if isinstance(modules, Mapping) else ():
-        if isinstance(module, Mapping) and isinstance(module.get(METADATA_KEY), Mapping):
-            return {str(name): value for name, value in module[METADATA_KEY].items() if _is_plain(value)}
-    return None
-
-
 def with_metadata(
     weights: Dict[str, Tensor], metadata: Optional[Mapping[str, Any]], module: str = 'backbone'
 ) -> Dict[str, Tensor]:
@@ -250,8 +234,3 @@ def with_metadata(
     weights = OrderedDict(weights)
     weights._metadata = {module: {METADATA_KEY: dict(metadata)}}
     return weights
-
-
-def _is_plain(value: Any) -> bool:
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(item, (bool, int, float, str)) for item in items)

@@ -2,7 +2,9 @@
 
 import json
 import re
+import runpy
 import shutil
+import sys
 from importlib.metadata import packages_distributions
 
 import matplotlib.pyplot as plt
@@ -223,6 +225,20 @@ def test_convert_between_timm_and_other_packages(run_tool, workspace):
     assert 'backbone.layers.11.ffn.layers.1.weight' in load(workspace / 'out' / 'vit_mmpretrain.pth')
     run_tool(f'{CONVERT} out/vit_mmpretrain.pth out/vit_timm2.pth --to timm')
     assert_equal(load(workspace / 'out' / 'vit_timm2.pth'), weights)
+
+
+def test_convert_reads_an_entry_for_an_activation(tmp_path, monkeypatch, capsys):
+    models = [slim('vit').state_dict(), slim('vit').state_dict()]
+    models[1]['norm.weight'] = models[1]['norm.weight'] + 1
+    model, average = (dict(model) for model in models)  # no metadata tell the activation
+    torch.save(dict(model=model, model_ema=average), tmp_path / 'a.pth')
+    files = [str(tmp_path / 'a.pth'), str(tmp_path / 'b.safetensors')]
+    monkeypatch.setattr(sys, 'argv', [CONVERT, *files, '--key', 'model_ema', '--act', 'quick_gelu'])
+    runpy.run_path(CONVERT, run_name='__main__')
+    result = convert(load(files[1]))
+    assert result.backbone_cfg['act'] == 'quick_gelu' and 'act' not in result.assumed
+    assert_equal(result.backbone, average)
+    assert 'tensors  ' in capsys.readouterr().out
 
 
 def test_convert_reports_dropped_weights(run_tool, workspace):

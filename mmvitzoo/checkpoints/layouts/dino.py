@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...models.backbones.base import weight_shape
 from .layout import Dropped, Layout, Unsupported, backbone_under, part_under, unchanged
-from .vit import DECODER, TIMM, drop_classifier
+from .vit import CLASSIFIER, DECODER, TIMM, drop_classifier
 from .vit_steps import (
     add_cls_position,
     drop_periods,
@@ -25,7 +25,7 @@ from .vit_steps import (
 
 _MASK = Dropped('stands for masked patches in pretraining')
 _PRETRAINING = Dropped('belongs to heads, losses or another network of the pretraining')
-_CLASSIFIER = Dropped('reads more than the class token')
+_WIDER_CLASSIFIER = Dropped('reads more than the class token')
 
 DINOV2 = {
     **TIMM,
@@ -179,7 +179,7 @@ LAYOUTS = [
         _layout(
             'dinov2-huggingface',
             (prefix + 'encoder.layer.0.layer_scale1.lambda1', prefix + 'encoder.layer.0.norm1.weight'),
-            {**backbone_under(prefix, DINOV2_HUGGING_FACE), 'classifier.{leaf}': _CLASSIFIER},
+            {**backbone_under(prefix, DINOV2_HUGGING_FACE), 'classifier.{leaf}': _WIDER_CLASSIFIER},
             steps(join_qkv, join_gate),
             metadata=partial(metadata_of_dinov2, offset=0.0),
             square=True,
@@ -193,7 +193,7 @@ LAYOUTS = [
             **backbone_under('', DINOV3_TIMM),
             'pos_embed': Unsupported('has no place beside rotary positions'),
             'head.{leaf}': 'head.fc.{leaf}',
-            'fc_norm.{leaf}': Dropped('belongs to a kind of classifier head that is not converted'),
+            'fc_norm.{leaf}': CLASSIFIER,
         },
         steps(join_biases, zero_key_bias, join_gate, drop_classifier),
         export_steps(drop_periods, split_biases, split_gate),
@@ -202,7 +202,7 @@ LAYOUTS = [
         _dinov3(
             'dinov3-huggingface',
             (prefix + layer + '.0.attention.q_proj.weight', prefix + 'embeddings.register_tokens'),
-            {**backbone_under(prefix, DINOV3_HUGGING_FACE), 'classifier.{leaf}': _CLASSIFIER},
+            {**backbone_under(prefix, DINOV3_HUGGING_FACE), 'classifier.{leaf}': _WIDER_CLASSIFIER},
             steps(name_up, join_qkv, zero_key_bias, join_gate),
         )
         for prefix in ('', 'dinov3_vit.')

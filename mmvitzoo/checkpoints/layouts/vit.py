@@ -51,7 +51,7 @@ OURS = {
     **unchanged('fc_norm.{leaf}', 'norm_pre.{leaf}', 'reg_token', 'rope.periods', 'blocks.{b}.ls{i}.gamma'),
 }
 _DISTILLATION = Dropped('PlainViT has no distillation token; its position and its head are dropped as well')
-_CLASSIFIER = Dropped('belongs to a kind of classifier head that is not converted')
+CLASSIFIER = Dropped('belongs to a kind of classifier head that is not converted')
 DECODER = Dropped('belongs to the decoder of masked autoencoding')
 POOLING = Dropped('belongs to a pooling layer after the blocks')
 TEXT_TOWER = Dropped('belongs to the text encoder, or joins it with the image encoder')
@@ -65,8 +65,8 @@ TIMM_HEADS = {
     'head.{leaf}': 'head.fc.{leaf}',
     'head_dist.{leaf}': _DISTILLATION,
     'dist_token': _DISTILLATION,
-    'pre_logits.{rest}': _CLASSIFIER,
-    'fc_norm.{leaf}': _CLASSIFIER,
+    'pre_logits.{rest}': CLASSIFIER,
+    'fc_norm.{leaf}': CLASSIFIER,
     'attn_pool.{rest}': POOLING,
     'mask_token': DECODER,
     'decoder_{rest}': DECODER,
@@ -215,10 +215,10 @@ def drop_classifier(
     if any(key.endswith(('dist_token', 'distillation_token')) for key in dropped):
         _, num_positions, _ = weight_shape(state_dict, 'backbone.pos_embed', 3)
         state_dict['backbone.pos_embed'] = state_dict['backbone.pos_embed'][:, [0, *range(2, num_positions)]]
-    if {_CLASSIFIER.reason, POOLING.reason} & set(dropped.values()):
+    if {CLASSIFIER.reason, POOLING.reason} & set(dropped.values()):
         for leaf, ours in zip(leaves, LEAVES):
             if state_dict.pop(f'head.fc{ours}', None) is not None:
-                dropped[head + leaf] = _CLASSIFIER.reason
+                dropped[head + leaf] = CLASSIFIER.reason
 
 
 def drop_cls_position(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
@@ -346,7 +346,7 @@ LAYOUTS = [
         {
             **backbone_under('', TORCHVISION),
             'heads.head.{leaf}': 'head.fc.{leaf}',
-            'heads.pre_logits.{leaf}': _CLASSIFIER,
+            'heads.pre_logits.{leaf}': CLASSIFIER,
         },
         partial(drop_classifier, head='heads.head'),
         square=True,
@@ -363,7 +363,7 @@ LAYOUTS = [
             **backbone_under('', GOOGLE),
             'head/kernel': 'head.fc.weight',
             'head/bias': 'head.fc.bias',
-            'pre_logits/{leaf}': _CLASSIFIER,
+            'pre_logits/{leaf}': CLASSIFIER,
         },
         steps(flatten_linears, join_qkv, partial(drop_classifier, leaves=('/kernel', '/bias'))),
         metadata=lambda state_dict: dict(act='gelu', **heads_of_flax(state_dict)),
@@ -376,7 +376,7 @@ LAYOUTS = [
         {
             **backbone_under('backbone.', MMPRETRAIN),
             'head.layers.head.{leaf}': 'head.fc.{leaf}',
-            'head.layers.pre_logits.{leaf}': _CLASSIFIER,
+            'head.layers.pre_logits.{leaf}': CLASSIFIER,
         },
         steps(rename_gated, add_cls_position, partial(drop_classifier, head='head.layers.head')),
         restore_gated,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...models.backbones.base import weight_shape
-from ..reading import CheckpointError, backbone_metadata
+from ...models.backbones.vit import backbone_metadata, is_gated
+from ..reading import CheckpointError
 
 
 def steps(*functions: Callable[[Dict[str, Tensor], Dict[str, str]], None]) -> Callable[..., None]:
@@ -93,6 +94,10 @@ def split_biases(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return state_dict
 
 
+def _gated_mlps(state_dict: Dict[str, Tensor]) -> List[str]:
+    return [mlp for mlp in _parents(state_dict, r'\.fc1\.weight') if is_gated(state_dict, mlp)]
+
+
 def join_gate(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Joins the two linear layers of a gated MLP, ``mlp.gate`` and ``mlp.value``, to ``mlp.fc1``."""
     for mlp in _parents(state_dict, r'\.gate\.weight'):
@@ -102,11 +107,10 @@ def join_gate(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
 
 def split_gate(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Undoes :func:`join_gate`."""
-    for mlp in _parents(state_dict, r'\.fc1\.weight'):
-        if len(state_dict[f'{mlp}.fc1.weight']) == 2 * state_dict[f'{mlp}.fc2.weight'].shape[1]:
-            for leaf in ('weight', 'bias'):
-                gate, value = state_dict.pop(f'{mlp}.fc1.{leaf}').chunk(2)
-                state_dict.update({f'{mlp}.gate.{leaf}': gate, f'{mlp}.value.{leaf}': value})
+    for mlp in _gated_mlps(state_dict):
+        for leaf in ('weight', 'bias'):
+            gate, value = state_dict.pop(f'{mlp}.fc1.{leaf}').chunk(2)
+            state_dict.update({f'{mlp}.gate.{leaf}': gate, f'{mlp}.value.{leaf}': value})
     return state_dict
 
 
@@ -121,11 +125,10 @@ def rename_gated(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None
 
 def restore_gated(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Undoes :func:`rename_gated`."""
-    for mlp in _parents(state_dict, r'\.fc1\.weight'):
-        if len(state_dict[f'{mlp}.fc1.weight']) == 2 * state_dict[f'{mlp}.fc2.weight'].shape[1]:
-            for ours, theirs in (('fc1', 'w12'), ('fc2', 'w3')):
-                for leaf in ('weight', 'bias'):
-                    state_dict[f'{mlp}.{theirs}.{leaf}'] = state_dict.pop(f'{mlp}.{ours}.{leaf}')
+    for mlp in _gated_mlps(state_dict):
+        for ours, theirs in (('fc1', 'w12'), ('fc2', 'w3')):
+            for leaf in ('weight', 'bias'):
+                state_dict[f'{mlp}.{theirs}.{leaf}'] = state_dict.pop(f'{mlp}.{ours}.{leaf}')
     return state_dict
 
 

@@ -19,7 +19,7 @@ import logging
 import math
 from collections import Counter
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -598,7 +598,7 @@ class PlainViT(Backbone):
         of heads (see :func:`infer_plain_arch`), four evenly spaced global blocks, windows of 14 x 14 tokens beside
         residual convolutions, and the grid nearest to a square.
         """
-        metadata = get_metadata(state_dict)
+        metadata = backbone_metadata(state_dict) or {}
         arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo, metadata.pop('num_heads', None))
         num_layers, with_cls_token = arch['num_layers'], 'cls_token' in state_dict
         cfg = dict(
@@ -773,14 +773,38 @@ def save_metadata(module: PlainViT, state_dict: Dict[str, Tensor], prefix: str, 
     local_metadata[METADATA_KEY] = module.metadata
 
 
-def get_metadata(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
-    """Returns a copy of :attr:`PlainViT.metadata` from the state dict of a backbone; empty if it has none."""
-    return dict(getattr(state_dict, '_metadata', {}).get('', {}).get(METADATA_KEY, {}))
+def backbone_metadata(content: Any) -> Optional[Dict[str, Any]]:
+    """Returns :attr:`PlainViT.metadata` that a state dict carries, or None.
+
+    Args:
+        content: State dict of a model or backbone. Metadata are its attribute, as torch has them, or its entry
+            ``'_metadata'``, as readers of files return them.
+
+    Returns:
+        A copy with values of plain types alone, since files may hold any others.
+    """
+    modules = getattr(content, '_metadata', None)
+    if modules is None and isinstance(content, Mapping):
+        modules = content.get('_metadata')
+    for module in modules.values() if isinstance(modules, Mapping) else ():
+        if isinstance(module, Mapping) and isinstance(module.get(METADATA_KEY), Mapping):
+            return {str(name): value for name, value in module[METADATA_KEY].items() if _is_plain(value)}
+    return None
 
 
-def is_gated(state_dict: Dict[str, Tensor]) -> bool:
-    """Returns whether the MLP has a gate: its first layer is twice as wide as its second expects."""
-    return state_dict['blocks.0.mlp.fc1.weight'].shape[0] == 2 * state_dict['blocks.0.mlp.fc2.weight'].shape[1]
+def _is_plain(value: Any) -> bool:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, (bool, int, float, str)) for item in items)
+
+
+def is_gated(state_dict: Dict[str, Tensor], mlp: str = 'blocks.0.mlp') -> bool:
+    """Returns whether an MLP has a gate: its first layer is twice as wide as its second expects.
+
+    Args:
+        state_dict: Weights in the names of :class:`PlainViT`.
+        mlp: Name of the MLP.
+    """
+    return state_dict[f'{mlp}.fc1.weight'].shape[0] == 2 * state_dict[f'{mlp}.fc2.weight'].shape[1]
 
 
 def fit_grid(num_patches: int, grid: Sequence[int]) -> Optional[Tuple[int, int]]:
@@ -796,11 +820,22 @@ def fit_grid(num_patches: int, grid: Sequence[int]) -> Optional[Tuple[int, int]]
 def infer_plain_arch(
     state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]], num_heads: Optional[int] = None
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Infers width, depth, heads and MLP ratio of plain blocks; returns the arch and the values that are assumed.
+    """Infers width, depth, heads and MLP ratio of plain blocks.
 
     The number of heads is given, or follows from the width of relative positions or the number of rotary periods.
     Without them it is assumed: that of a published variant, or else as many heads of at least 64 channels as divide the
     width.
+
+    Args:
+        state_dict: Weights of a backbone, without a prefix.
+        arch_zoo: Published variants by name.
+        num_heads: Number of heads, if metadata tell it.
+
+    Returns:
+        The arch, and the values that are assumed.
+
+    Raises:
+        ValueError: A weight is missing or misshapen, or the heads do not divide the width.
     """
     num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
     dim, hidden_dim = weight_shape(state_dict, 'blocks.0.mlp.fc2.weight', 2)
@@ -826,7 +861,14 @@ def infer_plain_arch(
 
 
 def published_heads(arch_zoo: Dict[str, Dict[str, Any]]) -> List[Tuple[Dict[str, Any], int]]:
-    """Returns width, depth and MLP ratio of the published variants, each with its number of heads."""
+    """Returns the published variants, also of other libraries, with their numbers of heads.
+
+    Args:
+        arch_zoo: Published variants by name.
+
+    Returns:
+        Pairs of width, depth and MLP ratio as a dict, and the number of heads.
+    """
     others = [  # that have no name here: OpenCLIP's ViT-g and ViT-bigG, SigLIP 2's giant, MMPretrain's small
         dict(embed_dims=1408, num_layers=40, num_heads=16, mlp_ratio=6144 / 1408),
         dict(embed_dims=1664, num_layers=48, num_heads=16, mlp_ratio=8192 / 1664),

@@ -116,6 +116,11 @@ def test_unknown_layout_lists_the_known_ones():
     assert 'layers.0.weight, layers.1.weight' in str(error.value)
 
 
+def test_path_is_no_state_dict():
+    with pytest.raises(CheckpointError, match="state_dict is a dict of tensors, got 'a.pth'; checkpoints.load reads a"):
+        convert('a.pth')
+
+
 def test_family_and_source_restrict_the_layouts(official):
     assert convert(official, family='mpvit', source='official').source == 'official'
     with pytest.raises(CheckpointError, match='no layout swin/'):
