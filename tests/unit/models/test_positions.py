@@ -1,5 +1,7 @@
 """Positions, patches and heads of PlainViT: those of other grids, and what checkpoints tell about them."""
 
+import logging
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from mmengine.runner import checkpoint
 
 from mmvitzoo.checkpoints import CheckpointError, convert, load, load_pretrained, save
 from mmvitzoo.models import PlainViT
+from mmvitzoo.models.backbones import vit
 from mmvitzoo.models.layers import RotaryPositions, apply_rotary, resize_pos_embed
 
 
@@ -162,6 +165,15 @@ def test_heads_are_checked_by_load_state_dict():
     with pytest.raises(RuntimeError, match='the weights belong to num_heads=3, the model has num_heads=4'):
         other.load_state_dict(build(64).state_dict())
     other.load_state_dict(dict(build(64).state_dict()))  # without metadata nothing tells the heads
+
+
+def test_assumed_heads_are_a_warning(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(vit, 'print_log', lambda line, logger, level=logging.INFO: lines.append((line, level)))
+    torch.save(dict(build(64).state_dict()), tmp_path / 'a.pth')  # without metadata
+    load_pretrained(build(64), str(tmp_path / 'a.pth'))
+    message = 'PlainViT: the weights belong to num_heads=1, which is assumed; the model has num_heads=3'
+    assert lines == [(message, logging.WARNING)]
 
 
 @pytest.mark.parametrize(
