@@ -158,7 +158,7 @@ class PlainViT(Backbone):
 
     With the options below it is also the backbone of DeiT III, DINOv2, DINOv3, CLIP, SigLIP, Perception Encoder and
     RoPE-ViT. Their converted checkpoints tell which options they need. Parameters have timm's names. Every map has
-    stride ``patch_size`` and ``embed_dims`` channels. See :class:`.Backbone` for the arguments that all backbones share.
+    stride ``patch_size`` and ``embed_dims`` channels. See :class:`.Backbone` for arguments that all backbones share.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'``, ``'large'``, ``'huge'``, ``'so400m'`` (SigLIP),
@@ -838,7 +838,7 @@ def infer_plain_arch(
 
 def published_heads(arch_zoo: Dict[str, Dict[str, Any]]) -> List[Tuple[Dict[str, Any], int]]:
     """Returns width, depth and MLP ratio of the published variants, each with its number of heads."""
-    # Without a name here: OpenCLIP's ViT-g and ViT-bigG, SigLIP 2's giant, two of Perception Encoder, MMPretrain's small
+    # Without a name here: ViT-g and ViT-bigG of OpenCLIP, SigLIP 2's giant, Perception Encoder's G, MMPretrain's small
     others = [
         dict(embed_dims=1408, num_layers=40, num_heads=16, mlp_ratio=6144 / 1408),
         dict(embed_dims=1664, num_layers=48, num_heads=16, mlp_ratio=8192 / 1664),
