@@ -87,7 +87,8 @@ def in_layout(layout, backbone, order=1):
     for template, target in layout.table.items():
         if not isinstance(target, Unsupported) and not str(target).startswith(('backbone.', '{rest}')):
             key = re.sub(r'\{\w+\}', '0', template.replace('{leaf}', 'weight'))
-            theirs.setdefault(key, torch.zeros(9))
+            if key not in layout.absent:
+                theirs.setdefault(key, torch.zeros(9))
     for key in layout.signature:
         if 'head' in key or 'attn_pool' in key:
             theirs.setdefault(key, torch.zeros(9))
@@ -114,6 +115,7 @@ def samples():
     arch = dict(embed_dims=8, num_layers=1, num_heads=2, mlp_ratio=1)
     for options in OPTIONS:
         backbone = PlainViT(arch, img_size=32, **options).state_dict()
+        torch.nn.init.zeros_(backbone['patch_embed.proj.bias'])  # as a layout without a bias of patches writes it
         vit_layouts = [layout for layout in LAYOUTS if layout.family == 'plainvit']
         samples += [in_layout(layout, backbone, order) for layout in vit_layouts for order in (1, -1)]
     refused = [layout for layout in LAYOUTS if isinstance(layout.table.get('{rest}'), Unsupported)]
