@@ -152,7 +152,7 @@ def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Opt
     # Among all layouts, so that the error names the one that was found.
     is_own = backbone_metadata(state_dict) is not None  # some names are those of other sources
     layouts = [x for x in LAYOUTS if x.source == 'mmvitzoo'] if is_own else LAYOUTS
-    layout = next((x for x in layouts if state_dict.keys() >= set(x.signature)), None)
+    layout = next((x for x in layouts if x.fits(state_dict.keys())), None)
     if layout is None or layout not in allowed:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''
         if layout:
