@@ -93,6 +93,7 @@ FORMS = dict(
             norm_outputs=True,
         )
     ),
+    vit_rope=plain(partial(PlainViT, VIT_ARCH, img_size=64, pos_type='learned+rope', rope_type='mixed')),
     # The convolutions beside attention, and the cells before it, are not recomputed.
     vitae=plain(partial(ViTAE, VITAE, img_size=96, window_size=3), recomputed=0.85),
     vitae_s=plain(

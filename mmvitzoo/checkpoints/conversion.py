@@ -148,8 +148,9 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
 def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Optional[str]) -> Layout:
     allowed = _select_layouts(family, source)
     # Among all layouts, so that the error names the one that was found.
-    layout = next((x for x in LAYOUTS if state_dict.keys() >= set(x.signature)), None)
-    if layout and layout.source == 'timm' and backbone_metadata(state_dict) is not None:  # a backbone alone, of ours
+    layout = next((x for x in LAYOUTS if x.fits(state_dict.keys())), None)
+    # A backbone of this package alone has timm's names.
+    if layout and layout.source.startswith('timm') and backbone_metadata(state_dict) is not None:
         own = [x for x in LAYOUTS if (x.family, x.source) == (layout.family, 'mmvitzoo')]
         layout = next(x for x in own if not x.signature[0].startswith(PREFIX))
     if layout is None or layout not in allowed:

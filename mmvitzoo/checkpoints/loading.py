@@ -107,8 +107,8 @@ def _is_supported(model: nn.Module) -> bool:
 
 
 def _expected(model: nn.Module) -> Dict[str, Tensor]:
-    # Files of other sources have no rotary periods, and the model keeps its own.
-    ignored = ('num_batches_tracked', 'rope.periods')
+    # Files of other sources lack the buffers of rotary positions, and the model keeps its own.
+    ignored = ('num_batches_tracked', 'rope.periods', 'rope.grid')
     return {key: value for key, value in model.state_dict().items() if not key.endswith(ignored)}
 
 

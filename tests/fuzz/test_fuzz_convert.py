@@ -26,12 +26,16 @@ GOLDEN = [
     *('dinov3_authors-keys_swiglu', 'dinov3_hf_small', 'vitmae_hf_small', 'clip_vision_small', 'sam_official_small'),
     *('openclip_visual_small', 'siglip_vision_small'),
 ]
-# Plain ViTs with the options of DINOv2, DINOv3, CLIP and SigLIP
+# Plain ViTs with the options of DINOv2, DINOv3, CLIP, SigLIP, RoPE-ViT and Perception Encoder
 OPTIONS = [
     dict(layer_scale_init_value=1.0, num_register_tokens=1),
     dict(layer_scale_init_value=1.0, num_register_tokens=1, pos_type='rope', ffn_type='swiglu'),
     dict(pre_norm=True),
     dict(with_cls_token=False),
+    dict(layer_scale_init_value=1.0, pos_type='rope', rope_type='axial'),
+    dict(layer_scale_init_value=1.0, pos_type='rope', rope_type='mixed'),
+    dict(layer_scale_init_value=1.0, pos_type='rope', rope_type='sbb', with_cls_token=False, num_register_tokens=1),
+    dict(pre_norm=True, final_norm=False, pos_type='learned+rope', rope_type='pe'),
 ]
 
 
@@ -83,7 +87,8 @@ def in_layout(layout, backbone, order=1):
     for template, target in layout.table.items():
         if not isinstance(target, Unsupported) and not str(target).startswith(('backbone.', '{rest}')):
             key = re.sub(r'\{\w+\}', '0', template.replace('{leaf}', 'weight'))
-            theirs.setdefault(key, torch.zeros(9))
+            if key not in layout.absent:
+                theirs.setdefault(key, torch.zeros(9))
     for key in layout.signature:
         if 'head' in key or 'attn_pool' in key:
             theirs.setdefault(key, torch.zeros(9))
@@ -110,13 +115,14 @@ def samples():
     arch = dict(embed_dims=8, num_layers=1, num_heads=2, mlp_ratio=1)
     for options in OPTIONS:
         backbone = PlainViT(arch, img_size=32, **options).state_dict()
+        torch.nn.init.zeros_(backbone['patch_embed.proj.bias'])  # as a layout without a bias of patches writes it
         vit_layouts = [layout for layout in LAYOUTS if layout.family == 'plainvit']
         samples += [in_layout(layout, backbone, order) for layout in vit_layouts for order in (1, -1)]
     refused = [layout for layout in LAYOUTS if isinstance(layout.table.get('{rest}'), Unsupported)]
     known = {(x.family, x.source, x.signature) for x in LAYOUTS if x not in refused}
     found = []
     for sample in samples:
-        layout = next((x for x in LAYOUTS if sample.keys() >= set(x.signature)), None)
+        layout = next((x for x in LAYOUTS if x.fits(sample.keys())), None)
         if layout and well_converted(sample):
             found.append(sample)
             known.discard((layout.family, layout.source, layout.signature))
@@ -131,7 +137,7 @@ CHANGED = re.compile(
     r'(gate_proj|up_proj|w[12]|fc1_[gx])\.\w+|/kernel|/(query|key|value)/bias)'
 )
 MADE = re.compile(
-    r'backbone\.(cls_token|pos_embed|patch_embed\.proj\.\w+|.*rel_pos_[hw]|.*attn\.(qkv\.\w+|proj\.weight)|'
+    r'backbone\.(cls_token|pos_embed|rope\.grid|patch_embed\.proj\.\w+|.*rel_pos_[hw]|.*attn\.(qkv\.\w+|proj\.weight)|'
     r'.*mlp\.fc[12]\.\w+)|head\.fc\.weight|bbox_head\.retina_(cls|reg)\.\w+'
 )
 

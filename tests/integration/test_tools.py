@@ -186,11 +186,13 @@ def test_convert_reports_errors_in_one_line(run_tool, workspace):
     (workspace / 'page.pth').write_text('<html>')
     torch.save({'conv.weight': torch.zeros(1)}, workspace / 'other.pth')
     torch.save(slim('mpvit').state_dict(), workspace / 'mpvit.pth')
+    torch.save(slim('vit_rope').state_dict(), workspace / 'rope.pth')
     for arguments, message in (
         ('page.pth out/page.pth', 'page.pth: is neither'),
         ('other.pth out/page.pth', 'other.pth: the keys fit no layout'),
         ('nowhere.pth out/page.pth', 'nowhere.pth: no such checkpoint file'),
         ('mpvit.pth out/page.pth --to timm', 'mpvit.pth: no layout mpvit/timm; the layouts are'),
+        ('rope.pth out/page.pth --to mmseg', 'rope.pth: mmseg has no rotary positions'),
     ):
         output = run_tool(f'{CONVERT} {arguments}', fails=True)
         assert output.count('\n') == 1 and message in output
@@ -223,6 +225,15 @@ def test_convert_between_timm_and_other_packages(run_tool, workspace):
     assert 'backbone.layers.11.ffn.layers.1.weight' in load(workspace / 'out' / 'vit_mmpretrain.pth')
     run_tool(f'{CONVERT} out/vit_mmpretrain.pth out/vit_timm2.pth --to timm')
     assert_equal(load(workspace / 'out' / 'vit_timm2.pth'), weights)
+
+
+@pytest.mark.parametrize('name', ['vit_pe_spatial_tiny_patch16_512', 'vit_small_patch16_rope_mixed_ape_224'])
+def test_convert_rotary_positions(run_tool, workspace, name):
+    weights = timm.create_model(name, depth=1, embed_dim=64, num_heads=1, num_classes=0).state_dict()
+    save(weights, workspace / 'rope.safetensors', overwrite=True)
+    run_tool(f'{CONVERT} rope.safetensors out/{name}.pth')
+    run_tool(f'{CONVERT} out/{name}.pth out/{name}_timm.pth --to timm')
+    assert_equal(load(workspace / 'out' / f'{name}_timm.pth'), weights)
 
 
 def test_convert_reports_dropped_weights(run_tool, workspace):

@@ -2,7 +2,8 @@
 
 The keys and shapes tell the family, the layout and the variant. Other targets than this package take a backbone, and
 timm and MMPretrain its linear classifier as well. A plain ViT with relative positions becomes timm's image encoder of
-Segment Anything, one with rotary positions timm's DINOv3. A converted file keeps the license of its source.
+Segment Anything, one with rotary positions timm's DINOv3, Perception Encoder or RoPE-ViT. A converted file keeps the
+license of its source.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from typing import Dict, Optional, Tuple
 from torch import Tensor
 
 from mmvitzoo.checkpoints import CheckpointError, ConversionResult, convert, export, load, save
+from mmvitzoo.checkpoints.layouts.vit_steps import ROTARY_BUFFERS
 from mmvitzoo.models.backbones.vit import ACTS
 
 TARGETS = {
@@ -19,6 +21,14 @@ TARGETS = {
     'timm': 'timm',
     'mmpretrain': "MMPretrain's VisionTransformer or MViT",
     'mmseg': "MMSegmentation's VisionTransformer",
+}
+
+ROPE_LAYOUTS = {  # timm's names by the `rope_type` of a PlainViT
+    'dinov3': 'timm-dinov3',
+    'pe': 'timm-pe',
+    'sbb': 'timm-sbb',
+    'axial': 'timm-rope-vit',
+    'mixed': 'timm-rope-vit',
 }
 
 
@@ -51,20 +61,24 @@ def rename(
     if target == 'mmvitzoo':
         return result.state_dict, result
     layout, prefixes = target, ('backbone.', 'head.fc.')
+    has_rope = 'rope' in result.backbone_cfg.get('pos_type', '')
+    if has_rope and target != 'timm':
+        raise CheckpointError(f'{target} has no rotary positions')
     if target == 'mmseg':  # its backbone reads files without a classifier
         prefixes = ('backbone.',)
     elif target == 'timm' and result.family == 'plainvit' and any('.rel_pos_' in key for key in result.backbone):
         # Segment Anything's encoder has neither a norm after the blocks nor a classifier.
         layout, prefixes = 'timm-sam', ('backbone.pos_embed', 'backbone.patch_embed.', 'backbone.blocks.')
-    elif target == 'timm' and result.backbone_cfg.get('pos_type') == 'rope':
-        layout = 'timm-dinov3'
+    elif has_rope:
+        layout = ROPE_LAYOUTS[result.backbone_cfg['rope_type']]
     kept = {key: value for key, value in result.state_dict.items() if key.startswith(prefixes)}
-    if kept.pop('backbone.rope.periods', None) is not None:
-        result.dropped['backbone.rope.periods'] = 'timm computes the periods of rotary positions itself, in float32'
+    for key in ROTARY_BUFFERS:
+        if kept.pop(key, None) is not None:
+            result.dropped[key] = 'timm computes the periods of rotary positions itself, in float32'
     for stage in range(3):  # no other package has norms for the maps of earlier stages
         for leaf in ('weight', 'bias'):
             kept.pop(f'backbone.norm{stage}.{leaf}', None)
-    for key in result.state_dict.keys() - kept.keys() - {'backbone.rope.periods'}:
+    for key in result.state_dict.keys() - kept.keys() - {*ROTARY_BUFFERS}:
         result.dropped[key] = f'has no place in the {layout} layout'
     return export(kept, result.family, layout), result
 

@@ -1,6 +1,6 @@
-"""Tables of key names, one file per family; those of PlainViT are in ``vit.py``, ``dino.py`` and ``clip.py``."""
+"""Tables of key names, one file per family; PlainViT has ``vit.py``, ``dino.py``, ``clip.py`` and ``rope.py``."""
 
-from . import clip, dino, mpvit, mvitv2, scalablevit, vit, vitae
+from . import clip, dino, mpvit, mvitv2, rope, scalablevit, vit, vitae
 from .layout import Dropped, Layout, Unsupported, backbone_under, part_under, unchanged
 
 # The first layout whose signature fits a file is its layout. Blocks of ViTAE have all weights of PlainViT's, and more.
@@ -9,6 +9,7 @@ LAYOUTS = [
     *mvitv2.LAYOUTS,
     *scalablevit.LAYOUTS,
     *vitae.LAYOUTS,
+    *rope.LAYOUTS,
     *dino.LAYOUTS,
     *clip.LAYOUTS,
     *vit.LAYOUTS,

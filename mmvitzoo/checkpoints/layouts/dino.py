@@ -10,7 +10,7 @@ from .layout import Dropped, Layout, Unsupported, backbone_under, part_under, un
 from .vit import DECODER, TIMM, drop_classifier
 from .vit_steps import (
     add_cls_position,
-    drop_periods,
+    drop_rotary_buffers,
     export_steps,
     join_biases,
     join_gate,
@@ -140,7 +140,7 @@ def name_up(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
 _layout = partial(Layout, 'plainvit', 'PlainViT')
 _dinov3 = partial(
     _layout,
-    metadata=dict(norm_eps=1e-5, norm_outputs=True),
+    metadata=dict(norm_eps=1e-5, norm_outputs=True, rope_type='dinov3'),
     note=(
         "Meta's DINOv3 weights are under the DINOv3 License, its EUPE weights under the FAIR Noncommercial Research "
         'License; a converted file keeps the license of its source'
@@ -196,7 +196,7 @@ LAYOUTS = [
             'fc_norm.{leaf}': Dropped('belongs to a kind of classifier head that is not converted'),
         },
         steps(join_biases, zero_key_bias, join_gate, drop_classifier),
-        export_steps(drop_periods, split_biases, split_gate),
+        export_steps(drop_rotary_buffers, split_biases, split_gate),
     ),
     *(
         _dinov3(
@@ -215,6 +215,7 @@ LAYOUTS = [
         add_cls_position,
         metadata=dict(interpolate_antialias=True),
         square=True,
+        note='RoPE-ViT with axial and learned positions has the same names in timm, and is no DeiT III',
     ),
     # DINO's and iBOT's student or teacher with its head
     _layout(

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import AbstractSet, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from torch import Tensor
 
@@ -55,6 +55,7 @@ class Layout:
         assumed: Names of ``metadata`` that are customary for this source, but not certain.
         square: The position embedding belongs to a square grid, whatever the model's.
         note: Sentence for the user of a converted file, such as its license.
+        absent: Keys that no checkpoint of this layout has.
     """
 
     family: str
@@ -68,6 +69,11 @@ class Layout:
     assumed: Tuple[str, ...] = ()
     square: bool = False
     note: str = ''
+    absent: Tuple[str, ...] = ()
+
+    def fits(self, keys: AbstractSet[str]) -> bool:
+        """Returns whether a checkpoint with these keys may have this layout."""
+        return keys >= set(self.signature) and keys.isdisjoint(self.absent)
 
     def rules(self) -> List[Tuple['re.Pattern', Union[str, Dropped, Unsupported]]]:
         """Returns the table with its templates as regular expressions."""

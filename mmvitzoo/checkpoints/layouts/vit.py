@@ -36,6 +36,9 @@ _EMBEDDING = unchanged('pos_embed', 'patch_embed.proj.{leaf}')
 _NORM = unchanged('norm.{leaf}')
 _REL_POS = unchanged('blocks.{b}.attn.rel_pos_h', 'blocks.{b}.attn.rel_pos_w')
 _OUR_RESIDUAL = unchanged('blocks.{b}.residual.{i}.{leaf}')
+_OPTIONS = unchanged(
+    'norm_pre.{leaf}', 'reg_token', 'rope.periods', 'rope.grid', 'rope.freqs', 'blocks.{b}.ls{i}.gamma'
+)
 _RESIDUAL = {
     f'blocks.{{b}}.residual.{part}{i + 1}.{{leaf}}': f'blocks.{{b}}.residual.{3 * i + offset}.{{leaf}}'
     for i in range(3)
@@ -48,7 +51,8 @@ OURS = {
     **TIMM,
     **_REL_POS,
     **_OUR_RESIDUAL,
-    **unchanged('fc_norm.{leaf}', 'norm_pre.{leaf}', 'reg_token', 'rope.periods', 'blocks.{b}.ls{i}.gamma'),
+    **unchanged('fc_norm.{leaf}'),
+    **_OPTIONS,
 }
 _DISTILLATION = Dropped('PlainViT has no distillation token; its position and its head are dropped as well')
 _CLASSIFIER = Dropped('belongs to a kind of classifier head that is not converted')
@@ -59,7 +63,7 @@ _SAM_NECK = Dropped("Segment Anything's own neck")
 # timm's models with all options of PlainViT, also this package's backbones alone. Heads are beside the backbone.
 TIMM_OPTIONS = {
     **TIMM,
-    **unchanged('norm_pre.{leaf}', 'reg_token', 'rope.periods', 'blocks.{b}.ls{i}.gamma'),
+    **_OPTIONS,
 }
 TIMM_HEADS = {
     'head.{leaf}': 'head.fc.{leaf}',
@@ -279,7 +283,7 @@ def refuse_other_blocks(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) 
     """Refuses models of timm that have the keys of PlainViT, but rotary positions or norms after the residual sums."""
     other = 'backbone.norm.weight' not in state_dict or POOLING.reason in dropped.values()
     if 'backbone.norm_pre.weight' in state_dict and other:
-        raise ValueError('norm_pre without norm, or beside attn_pool, belongs to Perception Encoder')
+        raise ValueError('norm_pre without norm, or beside attn_pool, belongs to no CLIP')
     blocks = ('cls_token', 'reg_token', 'blocks.0.ls1.gamma', 'blocks.0.attn.qkv.bias')
     if 'fc_norm.weight' in dropped and not any(f'backbone.{key}' in state_dict for key in blocks):
         raise ValueError("fc_norm without class token, layer scale and qkv.bias belongs to timm's post-norm blocks")

@@ -10,6 +10,9 @@ from torch import Tensor
 from ...models.backbones.base import weight_shape
 from ..reading import CheckpointError, backbone_metadata
 
+# Buffers of rotary positions: timm computes them itself.
+ROTARY_BUFFERS = ('backbone.rope.periods', 'backbone.rope.grid')
+
 
 def steps(*functions: Callable[[Dict[str, Tensor], Dict[str, str]], None]) -> Callable[..., None]:
     """Returns a function that applies several changes in order, for :attr:`.Layout.postprocess`."""
@@ -87,7 +90,7 @@ def split_biases(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     for attn, bias in biases.items():
         q, k, v = bias.chunk(3)
         if k.any():
-            raise CheckpointError(f'plainvit/timm-dinov3 has no bias of keys, which is not zero in {attn}.qkv.bias')
+            raise CheckpointError(f'timm has no bias of keys here, which is not zero in {attn}.qkv.bias')
         if any(other.any() for other in biases.values()):
             state_dict.update({f'{attn}.q_bias': q, f'{attn}.v_bias': v})
     return state_dict
@@ -161,12 +164,12 @@ def add_cls_position(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> 
 
 
 def merge_cls_position(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Adds the position of the class token to the token where timm has none: beside registers and in DeiT III."""
+    """Adds the position of the class token to the token where timm has none: beside registers, DeiT III, RoPE-ViT."""
     positions, token = (state_dict.get(f'backbone.{name}') for name in ('pos_embed', 'cls_token'))
     if positions is None or token is None:
         return state_dict
     is_zero = 'backbone.blocks.0.ls1.gamma' in state_dict and not positions[:, :1].any()
-    if 'backbone.reg_token' in state_dict or is_zero:
+    if 'backbone.reg_token' in state_dict or 'backbone.rope.freqs' in state_dict or is_zero:
         state_dict.update({'backbone.cls_token': token + positions[:, :1], 'backbone.pos_embed': positions[:, 1:]})
     return state_dict
 
@@ -179,10 +182,9 @@ def drop_patch_bias(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return state_dict
 
 
-def drop_periods(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Drops the periods of rotary positions, which timm computes itself."""
-    state_dict.pop('backbone.rope.periods', None)
-    return state_dict
+def drop_rotary_buffers(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Drops the buffers of rotary positions, which timm computes itself."""
+    return {key: value for key, value in state_dict.items() if key not in ROTARY_BUFFERS}
 
 
 def flatten_linears(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:

@@ -5,10 +5,13 @@ ViTDet: Li et al., ECCV 2022, https://arxiv.org/abs/2203.16527
 DeiT III: Touvron et al., ECCV 2022, https://arxiv.org/abs/2204.07118
 DINOv2: Oquab et al., https://arxiv.org/abs/2304.07193; with registers: Darcet et al., https://arxiv.org/abs/2309.16588
 DINOv3: Siméoni et al., https://arxiv.org/abs/2508.10104
+Perception Encoder: Bolya et al., https://arxiv.org/abs/2504.13181
+RoPE-ViT: Heo et al., ECCV 2024, https://arxiv.org/abs/2403.13298
 
 All blocks have one stride and one width. For segmentation and classification, every block attends globally. ViTDet
 attends in windows, adds decomposed relative positions, and propagates information across windows in a few blocks,
-by global attention or by a residual convolution. DINOv2 adds layer scale and registers, DINOv3 rotary positions.
+by global attention or by a residual convolution. DINOv2 adds layer scale and registers, DINOv3,
+Perception Encoder and RoPE-ViT add rotary positions.
 
 Maps are (B, H, W, C) between blocks. With P prefix tokens (class token, then registers), tokens are
 (B, P + H * W, C).
@@ -38,6 +41,7 @@ from ..layers import (
     resize_pos_embed,
 )
 from ..layers.padding import ceil_div
+from ..layers.rope import ROPE_TYPES
 from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, weight_shape
 
 # torch.fx records a call of a wrapped function instead of tracing its branches on sizes.
@@ -45,11 +49,19 @@ torch.fx.wrap('resize_pos_embed')
 
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')
 FFN_TYPES = ('mlp', 'swiglu')
-POS_TYPES = ('learned', 'rope')
+POS_TYPES = ('learned', 'rope', 'learned+rope')
 ACTS = dict(gelu=nn.GELU, gelu_tanh=partial(nn.GELU, approximate='tanh'), quick_gelu=QuickGELU)
 # Arguments that shapes do not tell. Checkpoints carry them, see `PlainViT.metadata`.
 METADATA_KEY = 'backbone_cfg'
-METADATA = ('rel_pos_scaled', 'norm_eps', 'norm_outputs', 'act', 'interpolate_offset', 'interpolate_antialias')
+METADATA = (
+    'rel_pos_scaled',
+    'norm_eps',
+    'norm_outputs',
+    'act',
+    'rope_type',
+    'interpolate_offset',
+    'interpolate_antialias',
+)
 
 
 class ResidualConv(nn.Sequential):
@@ -144,9 +156,9 @@ class Block(nn.Module):
 class PlainViT(Backbone):
     """Plain vision transformer (https://arxiv.org/abs/2010.11929), also as in ViTDet (https://arxiv.org/abs/2203.16527).
 
-    With the options below it is also the backbone of DeiT III, DINOv2, DINOv3, CLIP and SigLIP. Their converted
-    checkpoints tell which options they need. Parameters have timm's names. Every map has stride ``patch_size`` and
-    ``embed_dims`` channels. See :class:`.Backbone` for the arguments that all backbones share.
+    With the options below it is also the backbone of DeiT III, DINOv2, DINOv3, CLIP, SigLIP, Perception Encoder and
+    RoPE-ViT. Their converted checkpoints tell which options they need. Parameters have timm's names. Every map has
+    stride ``patch_size`` and ``embed_dims`` channels. See :class:`.Backbone` for arguments that all backbones share.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'``, ``'large'``, ``'huge'``, ``'so400m'`` (SigLIP),
@@ -171,7 +183,11 @@ class PlainViT(Backbone):
         with_cls_token: Use a class token.
         num_register_tokens: Number of register tokens, which have no position and are in no map. Class token and
             registers have no place in windows; models with windows go without both.
-        pos_type: ``'learned'`` for a table, or ``'rope'`` for the rotary positions of DINOv3.
+        pos_type: ``'learned'`` for a table, ``'rope'`` for rotary positions in attention, as in DINOv3, or
+            ``'learned+rope'`` for both, as in Perception Encoder.
+        rope_type: Convention of the rotary positions: ``'dinov3'``, ``'pe'`` (Perception Encoder), ``'sbb'`` (timm's
+            ``vit_*_rope_reg*_gap_256``), ``'axial'`` or ``'mixed'`` (both RoPE-ViT, mixed ones are learned). See
+            :mod:`mmvitzoo.models.layers.rope`.
         interpolate_offset: Offset of the scale factors when the table is resized: 0.1 for DINOv2 without registers, in
             the authors' names.
         interpolate_antialias: Resize the table with antialiasing, as timm and DINOv2 with registers do.
@@ -242,6 +258,7 @@ class PlainViT(Backbone):
         with_cls_token: bool = True,
         num_register_tokens: int = 0,
         pos_type: str = 'learned',
+        rope_type: str = 'dinov3',
         interpolate_offset: float = 0.0,
         interpolate_antialias: bool = False,
         layer_scale_init_value: float = 0.0,
@@ -281,6 +298,7 @@ class PlainViT(Backbone):
             ('out_type', out_type, OUT_TYPES),
             ('ffn_type', ffn_type, FFN_TYPES),
             ('pos_type', pos_type, POS_TYPES),
+            ('rope_type', rope_type, ROPE_TYPES),
             ('act', act, ACTS),
         ):
             if value not in allowed:
@@ -299,9 +317,10 @@ class PlainViT(Backbone):
                 'num_register_tokens=0: these tokens have no position on the map'
             )
         head_dim = dim // arch['num_heads']
-        if pos_type == 'rope' and (window_size or use_rel_pos or head_dim % 4):
+        if pos_type != 'learned' and (window_size or use_rel_pos or head_dim % 4):
             self._fail(
-                "pos_type='rope' needs global attention without use_rel_pos and heads of a multiple of 4 channels"
+                f'pos_type={pos_type!r} needs global attention without use_rel_pos and heads of a multiple of 4 '
+                'channels'
             )
         if norm_outputs and not final_norm:
             self._fail('norm_outputs needs final_norm=True')
@@ -325,7 +344,7 @@ class PlainViT(Backbone):
         self.rel_pos_scaled = rel_pos_scaled
         self.with_cls_token = with_cls_token
         self.num_prefix_tokens = int(with_cls_token) + num_register_tokens
-        self.pos_type = pos_type
+        self.pos_type, self.rope_type = pos_type, rope_type
         self.interpolate_offset, self.interpolate_antialias = interpolate_offset, interpolate_antialias
         self.ffn_type, self.act, self.norm_eps = ffn_type, act, norm_eps
         self.num_register_tokens = num_register_tokens
@@ -336,7 +355,17 @@ class PlainViT(Backbone):
         self.strides = (patch_size[0] if patch_size[0] == patch_size[1] else patch_size,) * num_layers
         rel_pos_grid = _grid(img_size, patch_size)
         self.pos_embed_grid = _grid(pretrain_img_size, patch_size)
-        self.rope = RotaryPositions(head_dim, self.num_prefix_tokens) if pos_type == 'rope' else None
+        self.rope = None
+        if pos_type != 'learned':
+            self.rope = RotaryPositions(
+                head_dim,
+                self.num_prefix_tokens,
+                rope_type,
+                offset=int(with_cls_token and rope_type == 'pe'),
+                grid=self.pos_embed_grid,
+                num_heads=arch['num_heads'],
+                num_layers=num_layers,
+            )
         self._build_stem(patch_size)
         self.reg_token = nn.Parameter(torch.zeros(1, num_register_tokens, dim)) if num_register_tokens else None
         if num_register_tokens:
@@ -381,7 +410,7 @@ class PlainViT(Backbone):
         if self.with_cls_token:
             trunc_normal_(self.cls_token, std=0.02)
         self.pos_embed = None
-        if self.pos_type == 'learned':
+        if self.pos_type != 'rope':
             self.pos_embed = nn.Parameter(torch.zeros(1, self.with_cls_token + math.prod(self.pos_embed_grid), dim))
             trunc_normal_(self.pos_embed, std=0.02)
 
@@ -434,13 +463,15 @@ class PlainViT(Backbone):
             )
         if result.source != 'mmvitzoo':
             own.pop('norm_outputs')  # a choice of the user
+        if self.rope is None:
+            own.pop('rope_type')
         own['num_heads'] = self.arch['num_heads']
         for name, value in own.items():
             loaded = self.arch_of(cfg)['num_heads'] if name == 'num_heads' else cfg.get(name, DEFAULTS.get(name))
             if value == loaded:
                 continue
-            if name == 'num_heads' and name not in result.assumed:
-                raise ValueError(f'the weights belong to num_heads={loaded}, the model has num_heads={value}')
+            if name in ('num_heads', 'rope_type') and name not in result.assumed:
+                raise ValueError(f'the weights belong to {name}={loaded!r}, the model has {name}={value!r}')
             note = ', which is assumed' if name in result.assumed else ''
             print_log(
                 f'{self._get_name()}: the weights belong to {name}={loaded!r}{note}; the model has {name}={value!r}',
@@ -449,7 +480,7 @@ class PlainViT(Backbone):
             )
 
     def stages_to_freeze(self) -> List[List[Union[nn.Module, nn.Parameter]]]:
-        stem = (self.patch_embed, self.pos_embed, self.cls_token, self.reg_token, self.norm_pre)
+        stem = (self.patch_embed, self.pos_embed, self.cls_token, self.reg_token, self.norm_pre, self.rope)
         stem = [x for x in stem if x is not None]
         stages = [[block] for block in self.blocks]
         stages[-1].append(self.norm)
@@ -501,8 +532,10 @@ class PlainViT(Backbone):
         x = self.patch_embed(x)  # (B, H', W', C)
         size = x.shape[1:3]
         x = self.norm_pre(self._pos_embed(x))
-        rope = () if self.rope is None else (self.rope(size),)
-        for block in self.blocks:
+        rope = ()
+        for i, block in enumerate(self.blocks):
+            if self.rope is not None and (i == 0 or self.rope.is_mixed):  # one rotation for all blocks, or for each
+                rope = (self.rope(size, i),)
             x = block(x, *rope)
             yield x, size
 
@@ -629,8 +662,17 @@ class PlainViT(Backbone):
             if not is_known and pos_embed_grid[0] != pos_embed_grid[1]:
                 name = 'img_size' if global_grid is None else 'pretrain_img_size'
                 assumed[name] = cfg[name]
-        else:
+        elif pos_embed_grid is not None and 'rope.grid' in state_dict:
+            cfg['img_size'] = _pixels(pos_embed_grid, patch_size)
+        if 'pos_embed' not in state_dict:
             cfg['pos_type'] = 'rope'
+        elif any(key.startswith('rope.') for key in state_dict):
+            cfg['pos_type'] = 'learned+rope'
+        if 'rope.freqs' in state_dict:
+            cfg['rope_type'] = 'mixed'
+        elif 'pos_type' in cfg:
+            scaled = 'pe' if 'pos_embed' in state_dict else 'sbb'
+            cfg['rope_type'] = assumed['rope_type'] = scaled if 'rope.grid' in state_dict else 'dinov3'
         for name, value in metadata.items():
             assumed.pop(name, None)
             if name in DEFAULTS and (name in cfg or value != DEFAULTS[name]):
@@ -666,8 +708,9 @@ class PlainViT(Backbone):
             print_log(f'{self._get_name()}: dropped the class token of the checkpoint', logger='current')
         if self.window_size and state_dict.pop(f'{prefix}reg_token', None) is not None:
             print_log(f'{self._get_name()}: dropped the registers of the checkpoint', logger='current')
-        if self.rope is not None:  # which files of other sources have not
-            state_dict.setdefault(f'{prefix}rope.periods', self.rope.periods)
+        if self.rope is not None:  # files of other sources lack its buffers
+            for name, buffer in self.rope.named_buffers():
+                state_dict.setdefault(f'{prefix}rope.{name}', buffer)
         self._fit_patch_embed(state_dict, f'{prefix}patch_embed.proj.weight')
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
@@ -764,9 +807,8 @@ def infer_plain_arch(
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Infers width, depth, heads and MLP ratio of plain blocks; returns the arch and the values that are assumed.
 
-    The number of heads is given, or follows from the width of relative positions or the number of rotary periods.
-    Without them it is assumed: that of a published variant, or else as many heads of at least 64 channels as divide the
-    width.
+    The number of heads is given, or follows from relative positions, rotary periods or rotary frequencies. Without them
+    it is assumed: that of a published variant, or else as many heads of at least 64 channels as divide the width.
     """
     num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
     dim, hidden_dim = weight_shape(state_dict, 'blocks.0.mlp.fc2.weight', 2)
@@ -778,6 +820,9 @@ def infer_plain_arch(
     elif 'rope.periods' in state_dict:
         key = 'rope.periods'
         head_dim = 4 * weight_shape(state_dict, key, 1)[0]
+    elif 'rope.freqs' in state_dict:
+        key = 'rope.freqs'
+        head_dim = 2 * weight_shape(state_dict, key, 4)[3]
     if num_heads is None and head_dim is not None:
         if dim % head_dim:
             raise ValueError(f'{key} belongs to heads of {head_dim} channels, which do not divide {dim}')
@@ -793,10 +838,12 @@ def infer_plain_arch(
 
 def published_heads(arch_zoo: Dict[str, Dict[str, Any]]) -> List[Tuple[Dict[str, Any], int]]:
     """Returns width, depth and MLP ratio of the published variants, each with its number of heads."""
-    others = [  # that have no name here: OpenCLIP's ViT-g and ViT-bigG, SigLIP 2's giant, MMPretrain's small
+    # Without a name here: ViT-g and ViT-bigG of OpenCLIP, SigLIP 2's giant, Perception Encoder's G, MMPretrain's small
+    others = [
         dict(embed_dims=1408, num_layers=40, num_heads=16, mlp_ratio=6144 / 1408),
         dict(embed_dims=1664, num_layers=48, num_heads=16, mlp_ratio=8192 / 1664),
         dict(embed_dims=1536, num_layers=40, num_heads=16, mlp_ratio=4),
+        *(dict(embed_dims=1536, num_layers=depth, num_heads=16, mlp_ratio=8960 / 1536) for depth in (47, 50)),
         dict(embed_dims=768, num_layers=8, num_heads=8, mlp_ratio=3),
     ]
     variants = [dict(variant) for variant in (*arch_zoo.values(), *others)]

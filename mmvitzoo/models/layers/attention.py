@@ -179,7 +179,7 @@ class Attention(RelPosAttention):
         q, k, v = self.qkv(x).chunk(3, -1)
         return tuple(split_heads(y, self.num_heads) for y in (q, k, v))
 
-    def forward(self, x: Tensor, rope: Optional[Tuple[Tensor, Tensor]] = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Optional[Tuple[Tensor, Tensor, bool]] = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions.
 
         ``rope`` rotates queries and keys, see :class:`.RotaryPositions`.
@@ -198,7 +198,7 @@ class Attention(RelPosAttention):
         return self.proj(x)
 
     def attention_weights(
-        self, x: Tensor, window: int, token: int, rope: Optional[Tuple[Tensor, Tensor]] = None
+        self, x: Tensor, window: int, token: int, rope: Optional[Tuple[Tensor, Tensor, bool]] = None
     ) -> Tensor:
         """Returns the weights of one query.
 

@@ -35,7 +35,7 @@ def test_rotation_depends_on_the_distance_in_a_grid_alone():
     """q.k after rotation is a function of the offset between the tokens; prefix tokens are not rotated."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
-    cos, sin = RotaryPositions(8, num_prefix_tokens=3)((4, 5))
+    cos, sin, _ = RotaryPositions(8, num_prefix_tokens=3)((4, 5))
     assert cos.shape == (3 + 20, 4)
     assert torch.equal(cos[:3], torch.ones(3, 4)) and torch.equal(sin[:3], torch.zeros(3, 4))
     rotated_q, rotated_k = (
@@ -51,6 +51,28 @@ def test_periods_stay_in_float32():
     assert model.rope.periods.dtype == torch.float32 and model.pos_embed is None
     model.load_state_dict({**model.state_dict(), 'rope.periods': torch.arange(4) + 2.0})
     assert model.rope.periods.tolist() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize('rope_type', ['pe', 'sbb'])
+def test_scaled_coordinates_keep_the_grid_of_pretraining(rope_type, tmp_path):
+    """A model for larger images computes the same as one of the size of its checkpoint."""
+    torch.manual_seed(0)
+    kwargs = dict(pos_type='learned+rope', rope_type=rope_type, interpolate_antialias=True)
+    pretrained, model = build(64, **kwargs).eval(), build((96, 128), **kwargs).eval()
+    torch.nn.init.normal_(pretrained.blocks[0].attn.qkv.weight)
+    save(pretrained.state_dict(), tmp_path / 'a.pth')
+    load_pretrained(model, str(tmp_path / 'a.pth'))
+    x = torch.randn(1, 3, 96, 128)
+    assert model.rope.grid.tolist() == [4, 4]
+    torch.testing.assert_close(model(x)[0], pretrained(x)[0], rtol=0, atol=1e-5)
+    model.rope.grid *= 2
+    assert (model(x)[0] - pretrained(x)[0]).abs().max() > 1e-3
+
+
+def test_rotary_positions_of_another_convention_are_refused(tmp_path):
+    save(build(64, pos_type='rope', rope_type='axial').state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match="belong to rope_type='axial', the model has rope_type='dinov3'"):
+        load_pretrained(build(64, pos_type='rope'), str(tmp_path / 'a.pth'))
 
 
 def build(img_size, **kwargs):
@@ -142,6 +164,9 @@ def test_weights_of_other_options_are_refused(tmp_path, kwargs, own, message):
         dict(VITDET, global_attn_indexes=()),
         dict(VITDET, rel_pos_scaled=True),
         dict(out_type='avg_featmap'),
+        dict(pos_type='learned+rope', rope_type='pe', pre_norm=True, final_norm=False),
+        dict(pos_type='rope', rope_type='sbb'),
+        dict(pos_type='rope', rope_type='axial'),
     ],
 )
 def test_own_weights_tell_their_model(kwargs):
