@@ -20,6 +20,8 @@ WINDOW = 20
 LEARNING_RATES = dict(mpvit=3e-4, vit=3e-4, vitdet=3e-4, vitae_s=3e-5, mvitv2=2e-4, scalablevit=3e-4)
 pytestmark = pytest.mark.filterwarnings('ignore:TF32 acceleration')  # of `torch.backends.mkldnn.flags`
 every_family = pytest.mark.parametrize('form', LEARNING_RATES)
+# Longer trainings; `make test` runs the two quickest.
+FAST_FORMS = ('vit', 'vitdet')
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +90,9 @@ def train(model, batches, dtype, optimizer, max_norm, **loss_scale):
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-@every_family
+@pytest.mark.parametrize(
+    'form', [pytest.param(form, marks=[] if form in FAST_FORMS else pytest.mark.slow) for form in LEARNING_RATES]
+)
 def test_losses_in_half_precision_equal_those_in_float32(form, batches):
     def run(dtype):
         model = Classifier(form)  # the same initial weights each time
