@@ -187,7 +187,7 @@ class PlainViT(Backbone):
             ``'learned+rope'`` for both, as in Perception Encoder.
         rope_type: Convention of the rotary positions: ``'dinov3'``, ``'pe'`` (Perception Encoder), ``'sbb'`` (timm's
             ``vit_*_rope_reg*_gap_256``), ``'axial'`` or ``'mixed'`` (both RoPE-ViT, mixed ones are learned). See
-            :mod:`mmvitzoo.models.layers.rope`.
+            :class:`mmvitzoo.models.layers.RotaryPositions`.
         interpolate_offset: Offset of the scale factors when the table is resized: 0.1 for DINOv2 without registers, in
             the authors' names.
         interpolate_antialias: Resize the table with antialiasing, as timm and DINOv2 with registers do.
