@@ -15,6 +15,7 @@ from forms import slim
 
 from mmvitzoo.checkpoints import convert, load, save
 from mmvitzoo.engine import launch
+from mmvitzoo.inference import load_model
 
 DETECTOR = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 SEGMENTOR = 'configs/vit/plainvit-mini_mln_upernet_mini-coco.py'
@@ -280,6 +281,28 @@ def test_mmsegmentation_loads_what_vit2mmseg_writes(run_tool, workspace):
     model.init_weights()
     assert torch.equal(model.layers[7].ffn.layers[1].weight, weights['blocks.7.mlp.fc2.weight'])
     assert set(model.state_dict()) == set(load(checkpoint))
+
+
+LORA = 'configs/vitdet/mask-rcnn_plainvit-mini-lora_mini-coco.py'
+
+
+def test_merge_lora_writes_a_plain_checkpoint(run_tool, workspace):
+    model = load_model(workspace / LORA)
+    for name, value in model.named_parameters():
+        if 'lora_up' in name:  # as if it was trained
+            torch.nn.init.normal_(value, std=0.1)
+    save(model.state_dict(), workspace / 'out/lora.pth')
+    command = f'tools/merge_lora.py {LORA} out/lora.pth out/merged.pth'
+    assert 'written  out/merged.pth: ' in run_tool(command)
+    assert 'out/merged.pth: exists already and is not overwritten; --force replaces it' in run_tool(command, fails=True)
+    plain_config = LORA.replace('-lora', '-pretrained')
+    plain = load_model(workspace / plain_config, workspace / 'out/merged.pth')
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(plain.extract_feat(x), model.extract_feat(x)):
+            assert (a - b).norm() <= 1e-6 * b.norm()
+    message = run_tool(f'tools/merge_lora.py {plain_config} out/merged.pth out/other.pth', fails=True)
+    assert message.endswith('LoRA: MaskRCNN has no low-rank updates to merge\n') and message.count('\n') == 1
 
 
 def test_benchmark(run_tool, workspace):
