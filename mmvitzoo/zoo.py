@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -81,6 +81,23 @@ def set_default_scope(config: Config) -> None:
         scopes = [name.split('.')[0] for name in names if name.split('.')[0] in TOOLBOXES]
         if scopes:
             config.default_scope = scopes[0]
+
+
+def name_types(part: Union[Dict[str, Any], List[Any]]) -> None:
+    """Replaces classes in a part of a config by names such as ``'mmdet.L1Loss'``, in place.
+
+    MMEngine writes full paths to a file. That of this class leads nowhere: ``mmdet.models.losses`` has a function with
+    the name of the module.
+
+    Args:
+        part: Part of a config in the new style, in which types are imported classes.
+    """
+    for key, value in list(part.items() if isinstance(part, dict) else enumerate(part)):
+        package = value.__module__.split('.')[0] if isinstance(value, type) else None
+        if package in (*TOOLBOXES, 'mmvitzoo'):
+            part[key] = f'{package}.{value.__name__}'
+        elif isinstance(value, (dict, list)):
+            name_types(value)
 
 
 def type_name(value: Any) -> str:

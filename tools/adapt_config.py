@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from mmvitzoo import get_config, list_models
 from mmvitzoo.checkpoints import convert, load
-from mmvitzoo.zoo import type_name
+from mmvitzoo.zoo import name_types, type_name
 
 # Relative to the folder, customary places first. `val*` also matches Roboflow's `valid`.
 ANNOTATIONS = ('annotations/instances_{}*.json', 'annotations/{}*.json', '{}*/_annotations.coco.json')
@@ -81,6 +81,7 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     epochs = epochs or cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters / iterations
     for name in ('data_root', 'metainfo', 'max_epochs', 'max_iters'):  # variables of the base files
         cfg.pop(name, None)
+    name_types(cfg._cfg_dict)
     out.parent.mkdir(parents=True, exist_ok=True)
     cfg.dump(out.with_name(f'.{out.name}'))
     out.with_name(f'.{out.name}').replace(out)
