@@ -56,7 +56,7 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
             raise ValueError(f'{checkpoint}: a {found.source} detector; tools/model_converters/convert.py converts it')
         backbone.init_cfg, cfg.load_from = (None, str(checkpoint)) if is_detector else (init_cfg, None)
     elif start and '://' not in start and not Path(start).is_file():
-        train.notes.append(f'lacks {start}: see {base.parent}/README.md, or set model.backbone.init_cfg=None')
+        train.notes.append(f'lacks {start}: see {base.parent}/README.md, or set init_cfg=None of the backbone')
     set_num_classes(cfg.model, len(train.classes))
     base_batch_size = cfg.get('auto_scale_lr', {}).get('base_batch_size', loader.batch_size)
     loader.batch_size = batch_size or loader.batch_size
