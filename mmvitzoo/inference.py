@@ -22,10 +22,9 @@ from pycocotools import mask as rle
 from torch import nn
 
 from .checkpoints import CheckpointError, load, match_names
-from .engine.launch import TOOLBOXES
 from .images import read_image
 from .models.layers import optimize_for_inference
-from .zoo import get_config
+from .zoo import TOOLBOXES, get_config, set_default_scope
 
 TOPK = 5  # classes reported by a classifier
 
@@ -48,6 +47,7 @@ def load_model(config: Union[str, Path, Config], checkpoint: Union[str, Path, No
         CheckpointError: The checkpoint cannot be read or does not fit the model.
     """
     config = copy.deepcopy(config) if isinstance(config, Config) else get_config(str(config))
+    set_default_scope(config)
     if config.get('default_scope') not in TOOLBOXES:
         raise ValueError(f'default_scope must be one of {", ".join(TOOLBOXES)}, got {config.get("default_scope")!r}')
     if 'data_preprocessor' in config:  # MMPretrain's position; its runner copies it into the model

@@ -4,11 +4,12 @@ import difflib
 import fnmatch
 import re
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
+TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 FAMILIES = ('mpvit', 'mvitv2', 'scalablevit', 'plainvit', 'vitae')
 TASKS = ('classification', 'detection', 'instance-segmentation', 'semantic-segmentation')
 
@@ -51,7 +52,7 @@ def get_config(name: str) -> Config:
 
     Returns:
         The config merged with its bases. The inferencers of MMDetection, MMSegmentation and MMPretrain accept it.
-        ``Runner.from_cfg`` accepts it once ``work_dir`` is set.
+        ``Runner.from_cfg`` accepts it once ``work_dir`` is set. Configs with classes as types get a ``default_scope``.
 
     Raises:
         ValueError: There is no such config or file; the message lists similar names.
@@ -62,7 +63,46 @@ def get_config(name: str) -> Config:
         raise ValueError(f'{name}: no such config, neither a file nor one of mmvitzoo.list_models(){similar}')
     # MMEngine looks up the distribution mmsegmentation; on the onedl stack it is called onedl-mmsegmentation.
     MODULE2PACKAGE['mmseg'] = 'mmseg'
-    return Config.fromfile(path)
+    config = Config.fromfile(path)
+    set_default_scope(config)
+    return config
+
+
+def set_default_scope(config: Config) -> None:
+    """Sets the ``default_scope`` of a config without one to the toolbox of its model's class, in place.
+
+    Args:
+        config: Config. In the new style, in which types are imported classes, its ``default_scope`` is None.
+    """
+    if config.get('default_scope') is None:
+        model_type = (config.get('model') or {}).get('type')
+        classes = getattr(model_type, '__mro__', ())  # a class of the user inherits from one of a toolbox
+        names = [model_type] if isinstance(model_type, str) else [base.__module__ for base in classes]
+        scopes = [name.split('.')[0] for name in names if name.split('.')[0] in TOOLBOXES]
+        if scopes:
+            config.default_scope = scopes[0]
+
+
+def name_types(part: Union[Dict[str, Any], List[Any]]) -> None:
+    """Replaces classes in a part of a config by names such as ``'mmdet.L1Loss'``, in place.
+
+    MMEngine writes full paths to a file. That of this class leads nowhere: ``mmdet.models.losses`` has a function with
+    the name of the module.
+
+    Args:
+        part: Part of a config in the new style, in which types are imported classes.
+    """
+    for key, value in list(part.items() if isinstance(part, dict) else enumerate(part)):
+        package = value.__module__.split('.')[0] if isinstance(value, type) else None
+        if package in (*TOOLBOXES, 'mmvitzoo'):
+            part[key] = f'{package}.{value.__name__}'
+        elif isinstance(value, (dict, list)):
+            name_types(value)
+
+
+def type_name(value: Any) -> str:
+    """Returns the name of a type in a config: the class, its name, or a name with scope or module."""
+    return value.split('.')[-1] if isinstance(value, str) else value.__name__
 
 
 def family_of(name: str) -> str:

@@ -89,6 +89,11 @@ def types_in(value):
             yield from types_in(item)
 
 
+def backbone_of(config):
+    """Returns the config of the backbone, in LoRABackbone that of its module."""
+    return config.model.backbone.get('module', config.model.backbone)
+
+
 def module_types(config):
     """Returns the classes of detector, backbone, neck and heads, which distinguish kinds of models."""
     return sorted(set(types_in(config.model)))

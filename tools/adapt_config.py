@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from mmvitzoo import get_config, list_models
 from mmvitzoo.checkpoints import convert, load
+from mmvitzoo.zoo import name_types, type_name
 
 # Relative to the folder, customary places first. `val*` also matches Roboflow's `valid`.
 ANNOTATIONS = ('annotations/instances_{}*.json', 'annotations/{}*.json', '{}*/_annotations.coco.json')
@@ -28,7 +29,7 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     cfg, folder, out = get_config(str(config)), Path(folder), Path(out)
     loader, base = cfg.train_dataloader, Path(cfg.filename)
     data = loader.dataset.get('dataset', loader.dataset)  # inside of RepeatDataset
-    if data.type != 'CocoDataset':
+    if type_name(data.type) != 'CocoDataset':
         raise ValueError(f'{config}: only MMDetection configs with CocoDataset are supported, got one with {data.type}')
     if out.suffix != '.py' or (out.exists() and not overwrite):
         raise FileExistsError(f'{out}: must end in .py and not exist yet; --overwrite replaces a file')
@@ -44,17 +45,18 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
         lacking = f'which {has_mask.count(False)} of {len(has_mask)} annotations lack'
         raise ValueError(f'{base.stem} learns masks, {lacking}; configs for boxes alone: {", ".join(others) or "none"}')
     init_default_scope('mmdet')
-    start = (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
+    backbone = cfg.model.backbone.get('module', cfg.model.backbone)  # LoRABackbone has the config of its module
+    start = (backbone.get('init_cfg') or {}).get('checkpoint')
     if checkpoint:
         init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint))
-        MODELS.build(dict(cfg.model.backbone, init_cfg=init_cfg)).init_weights()  # raises if it does not fit
+        MODELS.build(dict(backbone, init_cfg=init_cfg)).init_weights()  # raises if it does not fit
         found = convert(load(checkpoint))
         is_detector = any(key.startswith(('rpn_head.', 'bbox_head.')) for key in found.state_dict)
         if is_detector and found.source != 'mmvitzoo':
             raise ValueError(f'{checkpoint}: a {found.source} detector; tools/model_converters/convert.py converts it')
-        cfg.model.backbone.init_cfg, cfg.load_from = (None, str(checkpoint)) if is_detector else (init_cfg, None)
+        backbone.init_cfg, cfg.load_from = (None, str(checkpoint)) if is_detector else (init_cfg, None)
     elif start and '://' not in start and not Path(start).is_file():
-        train.notes.append(f'lacks {start}: see {base.parent}/README.md, or set model.backbone.init_cfg=None')
+        train.notes.append(f'lacks {start}: see {base.parent}/README.md, or set init_cfg=None of the backbone')
     set_num_classes(cfg.model, len(train.classes))
     base_batch_size = cfg.get('auto_scale_lr', {}).get('base_batch_size', loader.batch_size)
     loader.batch_size = batch_size or loader.batch_size
@@ -79,6 +81,7 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     epochs = epochs or cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters / iterations
     for name in ('data_root', 'metainfo', 'max_epochs', 'max_iters'):  # variables of the base files
         cfg.pop(name, None)
+    name_types(cfg._cfg_dict)
     out.parent.mkdir(parents=True, exist_ok=True)
     cfg.dump(out.with_name(f'.{out.name}'))
     out.with_name(f'.{out.name}').replace(out)
@@ -122,7 +125,7 @@ def read_split(root, name):
 def count_kept(dataset, split):
     """Counts the images and boxes that MMDetection keeps, and notes what it leaves out."""
     in_image, labels, counts = Counter(ann['image_id'] for ann in split.annotations), Counter(), Counter()
-    steps = [step for step in dataset.pipeline if step.type.endswith('LoadAnnotations')]
+    steps = [step for step in dataset.pipeline if type_name(step.type).endswith('LoadAnnotations')]
     try:
         with redirect_stdout(None):  # pycocotools reports its progress
             kept = DATASETS.build(dict(dataset, pipeline=steps, serialize_data=False))
@@ -169,7 +172,7 @@ def set_schedule(cfg, epochs, iterations):
         return [scale(x) for x in time] if isinstance(time, list) else time and max(1, round(time * factor))
 
     for scheduler in cfg.param_scheduler:
-        if scheduler.type == 'LinearLR':  # a warm-up, which needs two steps to end
+        if type_name(scheduler.type) == 'LinearLR':  # a warm-up, which needs two steps to end
             length = lengths['max_epochs' if scheduler.get('by_epoch', True) else 'max_iters']
             scheduler.end = min(scheduler.end, max(2, length // 10))
         else:

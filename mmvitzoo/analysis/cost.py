@@ -32,6 +32,7 @@ from ..models.backbones import vit
 from ..models.backbones.base import image_channels
 from ..models.layers import attention
 from ..models.layers.rel_pos import rel_pos_scores
+from ..zoo import type_name
 
 aten = torch.ops.aten
 # Products of two activations. A product with a weight has no batch dimension.
@@ -197,7 +198,7 @@ def default_shape(config: Config) -> Tuple[int, int]:
     if config.default_scope == 'mmseg':
         return 512, 2048
     transforms = config.get('test_pipeline') or config.test_dataloader.dataset.pipeline
-    sizes = {x['type']: x.get('crop_size') or x.get('scale') for x in transforms}
+    sizes = {type_name(x['type']): x.get('crop_size') or x.get('scale') for x in transforms}
     if config.default_scope == 'mmpretrain':
         size = sizes.get('CenterCrop') or 224
         return (size, size) if isinstance(size, int) else tuple(size)

@@ -7,7 +7,7 @@ whole detector and one for its backbone.
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 import torch
 from mmengine.registry import MODELS
@@ -18,6 +18,8 @@ from .layouts import LAYOUTS, Dropped, Layout, Unsupported
 from .reading import CheckpointError, with_metadata
 
 PREFIX = 'backbone.'
+# Low-rank updates, see mmvitzoo.engine.lora.
+LORA_KEY = re.compile(r'.+\.lora_(down|up)\.weight')
 
 
 @dataclass
@@ -84,6 +86,7 @@ def convert(
     """
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(f'state_dict is a dict of tensors, got {state_dict!r}; checkpoints.load reads a file')
+    refuse_lora(state_dict)
     layout = _recognize(state_dict, family, source)
     name = f'{layout.family}/{layout.source}'
     renamed, dropped = _rename(state_dict, layout)
@@ -145,6 +148,13 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
     if unmatched:
         raise CheckpointError(f'{family}/{source} has no name for {len(unmatched)} weights: {", ".join(unmatched[:5])}')
     return renamed
+
+
+def refuse_lora(keys: Iterable[str]) -> None:
+    """Raises CheckpointError if one of the keys is that of a low-rank update, without which the others are useless."""
+    lora = next((key for key in keys if isinstance(key, str) and LORA_KEY.fullmatch(key)), None)
+    if lora is not None:
+        raise CheckpointError(f'{lora} is a low-rank update; tools/merge_lora.py merges it into the weights')
 
 
 def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Optional[str]) -> Layout:

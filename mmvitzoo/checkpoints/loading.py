@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
 from ..models.backbones.vit import backbone_metadata
-from .conversion import ConversionResult, convert
+from .conversion import ConversionResult, convert, refuse_lora
 from .reading import CheckpointError, download_once_per_node, is_torch_file, load, unwrap, with_metadata
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
@@ -77,6 +77,7 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
             if result.note:
                 print_log(f'{type(backbone).__name__}: {result.note}', logger='current')
             weights = result.state_dict if name else result.backbone
+    refuse_lora([key for key in weights if key not in expected])
     try:
         adapted = backbone.weights_to_adapt(weights, prefix)
     except ValueError as error:

@@ -84,5 +84,5 @@ def missing_pretrained(checkpoint: str) -> str:
     """Returns the error message for pretrained weights that do not exist."""
     return (
         f'{checkpoint}: no such checkpoint file. The README beside the config says where to get pretrained weights; '
-        'model.backbone.init_cfg=None trains from random ones'
+        'init_cfg=None of the backbone trains from random ones'
     )

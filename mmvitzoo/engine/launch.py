@@ -19,9 +19,7 @@ from mmengine.registry import MODELS
 
 from ..checkpoints import CheckpointError
 from ..checkpoints.pretrained import missing_pretrained
-from ..zoo import get_config
-
-TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
+from ..zoo import TOOLBOXES, get_config, type_name
 
 
 def run_toolbox_script(name: str) -> None:
@@ -82,7 +80,8 @@ def _check_pretrained(config: Config) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     config.merge_from_dict(parser.parse_known_args()[0].cfg_options)
-    init_cfg = config.model.get('backbone', {}).get('init_cfg')
+    backbone = config.model.get('backbone', {})
+    init_cfg = backbone.get('module', backbone).get('init_cfg')  # LoRABackbone has the config of its module
     for cfg in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
         file = cfg.get('checkpoint')
         if file and '://' not in file and not Path(file).is_file():
@@ -109,7 +108,7 @@ def _distribute_on_cpu(config: Config) -> list:
     # SyncBN does not run on a CPU; each process normalizes its own batch.
     MODELS.register_module('SyncBN', module=torch.nn.BatchNorm2d, force=True)
     if config.get('runner_type') == 'FlexibleRunner':
-        if 'FSDP' not in config.strategy.type:
+        if 'FSDP' not in type_name(config.strategy.type):
             return []
         # Offloading to the CPU frees the original, which on a CPU is the same memory.
         return [

@@ -104,6 +104,7 @@ ELSEWHERE = {
     'python tools/train.py configs/': 'integration/test_tools.py',
     'python tools/(analysis_tools/curves|visualization/predictions).py': 'integration/test_tools.py',
     'python tools/infer.py': 'integration/test_inference.py',
+    'python tools/merge_lora.py': 'integration/test_tools.py',
     'python -m mmvitzoo.app': 'integration/test_app.py',
     'python tools/deployment/export.py': 'integration/test_export.py',
     'python tools/visualization/(features|attention|receptive_field).py': 'unit/test_analysis.py',

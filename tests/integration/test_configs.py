@@ -18,6 +18,7 @@ from zoo_configs import (
     NAMES,
     ROOT,
     as_text,
+    backbone_of,
     bases,
     group_by,
     module_types,
@@ -118,7 +119,7 @@ def build_trainable(name, tmp_path):
     """Builds a model with random weights for images of 64 x 96 pixels."""
     config = read_config(name)
     init_default_scope(config.default_scope)
-    config.model.backbone.pop('init_cfg', None)  # names a file of the authors
+    backbone_of(config).pop('init_cfg', None)  # names a file of the authors
     if config.default_scope == 'mmdet':
         # Do not pad the small images to 1024 pixels.
         config.model.data_preprocessor.pop('batch_augments', None)
@@ -339,12 +340,13 @@ FROZEN = [name for name in DINO if '-frozen' in name or '_linear' in name]
 
 
 def test_frozen_backbones(subtests):
-    """Linear segmentors and ``-frozen`` freeze all blocks, without layer decay and drop path; the others none."""
+    """Linear segmentors and ``-frozen`` freeze all blocks; these and LoRA have no layer decay and drop path."""
     for name in DINO:
         with subtests.test(name):
             config, frozen = read_config(name), name in FROZEN
-            cfg = config.model.backbone
+            cfg = backbone_of(config)
             assert cfg.get('frozen_stages', -1) == (PlainViT.arch_zoo[cfg.arch]['num_layers'] if frozen else -1)
+            frozen = frozen or config.model.backbone.type == 'LoRABackbone'
             assert (cfg.get('drop_path_rate', 0) == 0) == frozen
             assert (config.optim_wrapper.get('paramwise_cfg', {}).get('layer_decay_rate', 1) == 1) == frozen
 
@@ -365,7 +367,7 @@ def test_dino_backbones_fit_their_files(subtests):
     """The published file, its variant, registers and rule of positions agree with the name of the config."""
     for name in DINO:
         family, variant = re.search(r'(dinov[23])-([a-z0-9]+(?:-plus)?)', name).groups()
-        cfg, registers = read_config(name).model.backbone, '-reg' in name
+        cfg, registers = backbone_of(read_config(name)), '-reg' in name
         with subtests.test(name):
             assert cfg.arch == ('small' if variant == 'small-plus' else variant.replace('-', '_'))
             assert (cfg.get('ffn_type') == 'swiglu') == (variant in ('giant', '7b') or '-plus' in variant)

@@ -12,9 +12,12 @@ import pytest
 import timm
 import torch
 from forms import slim
+from mmengine.config import Config
 
+from mmvitzoo import get_config
 from mmvitzoo.checkpoints import convert, load, save
 from mmvitzoo.engine import launch
+from mmvitzoo.inference import load_model
 
 DETECTOR = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
 SEGMENTOR = 'configs/vit/plainvit-mini_mln_upernet_mini-coco.py'
@@ -280,6 +283,98 @@ def test_mmsegmentation_loads_what_vit2mmseg_writes(run_tool, workspace):
     model.init_weights()
     assert torch.equal(model.layers[7].ffn.layers[1].weight, weights['blocks.7.mlp.fc2.weight'])
     assert set(model.state_dict()) == set(load(checkpoint))
+
+
+LORA = 'configs/vitdet/mask-rcnn_plainvit-mini-lora_mini-coco.py'
+
+
+def test_merge_lora_writes_a_plain_checkpoint(run_tool, workspace):
+    model = load_model(workspace / LORA)
+    for name, value in model.named_parameters():
+        if 'lora_up' in name:  # as if it was trained
+            torch.nn.init.normal_(value, std=0.1)
+    save(model.state_dict(), workspace / 'out/lora.pth')
+    command = f'tools/merge_lora.py {LORA} out/lora.pth out/merged.pth'
+    assert 'written  out/merged.pth: ' in run_tool(command)
+    assert 'out/merged.pth: exists already and is not overwritten; --force replaces it' in run_tool(command, fails=True)
+    plain_config = LORA.replace('-lora', '-pretrained')
+    plain = load_model(workspace / plain_config, workspace / 'out/merged.pth')
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(plain.extract_feat(x), model.extract_feat(x)):
+            assert (a - b).norm() <= 1e-6 * b.norm()
+    message = run_tool(f'tools/merge_lora.py {plain_config} out/merged.pth out/other.pth', fails=True)
+    assert message.endswith('LoRA: MaskRCNN has no low-rank updates to merge\n') and message.count('\n') == 1
+
+
+NEW_STYLE_BASE = """
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, Resize
+from mmdet.evaluation import CocoMetric
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import LinearLR, OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop
+from torch.optim import AdamW
+
+default_scope = None
+pipeline = [
+    dict(type=LoadImageFromFile),
+    dict(type=Resize, scale=(96, 96)),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=PackDetInputs),
+]
+train_dataloader = dict(batch_size=2, dataset=dict(type=CocoDataset, pipeline=pipeline))
+val_dataloader = test_dataloader = dict(batch_size=1, dataset=dict(type=CocoDataset, test_mode=True, pipeline=pipeline))
+val_evaluator = test_evaluator = dict(type=CocoMetric, metric='bbox')
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=4, val_interval=1)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-3))
+param_scheduler = [dict(type=LinearLR, start_factor=0.01, by_epoch=False, begin=0, end=500)]
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=1))
+"""
+NEW_STYLE = """
+from mmdet.models import DetDataPreprocessor, L1Loss, RetinaHead, RetinaNet
+from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
+from mmengine.config import read_base
+
+from mmvitzoo import PlainViT
+from mmvitzoo.models import SimpleFeaturePyramid
+
+with read_base():
+    from .new_style_base import *
+
+model = dict(
+    type=RetinaNet,
+    data_preprocessor=dict(type=DetDataPreprocessor),
+    backbone=dict(type=PlainViT, arch=dict(embed_dims=48, num_layers=2, num_heads=3, mlp_ratio=2), img_size=64),
+    neck=dict(type=SimpleFeaturePyramid, in_channels=48, out_channels=8),
+    bbox_head=dict(
+        type=RetinaHead,
+        num_classes=2,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=1,
+        anchor_generator=dict(type=AnchorGenerator, scales=[4], ratios=[1.0], strides=[4, 8, 16, 32, 64]),
+        bbox_coder=dict(type=DeltaXYWHBBoxCoder),
+        loss_bbox=dict(type=L1Loss),
+    ),
+)
+"""
+
+
+def test_configs_in_the_new_style(run_tool, workspace):
+    """Types are classes, and ``default_scope`` is None: that of the model's class counts."""
+    (workspace / 'new_style_base.py').write_text(NEW_STYLE_BASE)
+    (workspace / 'new_style.py').write_text(NEW_STYLE)
+    assert load_model(Config.fromfile(workspace / 'new_style.py')).cfg.default_scope == 'mmdet'
+    costs = run_tool('tools/analysis_tools/get_flops.py new_style.py')
+    assert 'image (H, W)             (96, 96)' in costs  # the scale of Resize
+    assert '--auto-scale-lr' in run_tool('tools/train.py new_style.py -h')  # MMDetection's script
+    # A file has names instead of classes.
+    written = run_tool('tools/adapt_config.py new_style.py data/mini --out out/adapted.py --epochs 1 --overwrite')
+    assert 'classes   10: 0, 1, 2' in written
+    assert get_config(str(workspace / 'out/adapted.py')).param_scheduler[0]['end'] < 500
+    run_tool('tools/analysis_tools/get_flops.py out/adapted.py --shape 96 96')
 
 
 def test_benchmark(run_tool, workspace):

@@ -188,6 +188,39 @@ def test_in_mmdetection_detector():
         assert group['lr'] == pytest.approx(LR * RATE ** vit_exponent(name)), name
 
 
+def nested(**children):
+    """Returns a module with these children."""
+    model = nn.Module()
+    for name, child in children.items():
+        model.add_module(name, child)
+    return model
+
+
+def test_backbones_anywhere_in_the_model():
+    """Each backbone has its own number of layers; the teacher of a semi-supervised detector is frozen."""
+    teacher = vit().requires_grad_(False)
+    model = nested(student=vit(), teacher=teacher, inner=nested(detector=mpvit()), classifier=nn.Linear(8, 2))
+    groups = param_groups(model, layer_decay_rate=RATE)
+    assert groups.keys() == {name for name, x in model.named_parameters() if not name.startswith('teacher.')}
+    for name, group in groups.items():
+        part, inside = re.fullmatch(r'(student|inner\.detector|classifier)\.(.*)', name).groups()
+        exponents = {'student': vit_exponent, 'inner.detector': mpvit_exponent, 'classifier': lambda name: 0}
+        assert group['lr'] == pytest.approx(LR * RATE ** exponents[part](inside)), name
+
+
+def test_model_without_a_backbone():
+    with pytest.raises(ValueError, match='no backbone in Linear has get_layer_depth'):
+        param_groups(nn.Linear(8, 2), layer_decay_rate=RATE)
+
+
+def test_wrapper_that_passes_the_call_on():
+    """The names in a wrapper, such as MMPretrain's LoRAModel, are those of the module inside."""
+    wrapper = nested(module=PlainViT(VIT, img_size=64))
+    wrapper.get_layer_depth = wrapper.module.get_layer_depth
+    groups = param_groups(nested(backbone=wrapper), layer_decay_rate=RATE)
+    assert groups['backbone.module.blocks.1.attn.qkv.weight']['lr'] == pytest.approx(LR * RATE**3)
+
+
 def hook_draws(call, rank, world_size, monkeypatch):
     """Returns the next random number of torch after a call of a hook method on a rank."""
     monkeypatch.setattr(exact_resume, 'get_rank', lambda: rank)
