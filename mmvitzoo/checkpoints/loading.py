@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
-from .conversion import convert
+from .conversion import convert_for
 from .reading import CheckpointError, backbone_metadata, download_once_per_node, is_torch_file, load, unwrap
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
@@ -58,7 +58,7 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
         weights = unwrap(content)
     if not _has_own_names(weights, model, prefix):
         try:
-            result = convert(weights, family=backbone.family)
+            result = convert_for(backbone, weights)
         except CheckpointError:
             # A part of a model of this package is no checkpoint of any layout. It has no other keys than the model.
             own = model.state_dict().keys()
