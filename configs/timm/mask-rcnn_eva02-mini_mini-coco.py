@@ -17,7 +17,6 @@ model = dict(
         embed_dim=128,
         depth=6,
         num_heads=4,
-        norm_outputs=True,
         ref_feat_shape=(20, 20),
     ),
     neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=128, out_channels=96, scale_factors=(2, 1, 0.5)),
