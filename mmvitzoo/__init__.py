@@ -60,7 +60,7 @@ _check_requirements()
 
 from .checkpoints import extend_mmengine, trust_mmengine_checkpoints  # noqa: E402
 from .engine.toolboxes import extend_toolboxes  # noqa: E402
-from .models import MPViT, MViTv2, PlainViT, ScalableViT, ViTAE  # noqa: E402
+from .models import MPViT, MViTv2, PlainViT, ScalableViT, TimmBackbone, ViTAE  # noqa: E402
 from .models.layers import optimize_for_inference  # noqa: E402
 from .ops import suggest_install  # noqa: E402
 from .registry import MODELS  # noqa: E402
@@ -78,6 +78,7 @@ __all__ = [
     'MViTv2',
     'PlainViT',
     'ScalableViT',
+    'TimmBackbone',
     'ViTAE',
     '__version__',
     'get_config',

@@ -10,7 +10,9 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
-FAMILIES = ('mpvit', 'mvitv2', 'scalablevit', 'plainvit', 'vitae')
+FAMILIES = ('mpvit', 'mvitv2', 'scalablevit', 'plainvit', 'vitae', 'timm')
+# Backbones that the configs take from timm.
+TIMM_BACKBONES = ('convnextv2', 'eva02', 'sam2-hiera', 'swinv2')
 TASKS = ('classification', 'detection', 'instance-segmentation', 'semantic-segmentation')
 
 
@@ -18,8 +20,8 @@ def list_models(family: Optional[str] = None, task: Optional[str] = None, patter
     """Lists the names of the configs of this package.
 
     Args:
-        family: ``'mpvit'``, ``'mvitv2'``, ``'scalablevit'``, ``'plainvit'`` (with DeiT, DINOv2, DINOv3 and ViTDet) or
-            ``'vitae'``. None: all families.
+        family: ``'mpvit'``, ``'mvitv2'``, ``'scalablevit'``, ``'plainvit'`` (with DeiT, DINOv2, DINOv3 and ViTDet),
+            ``'vitae'``, or ``'timm'`` (Swin V2, ConvNeXt V2, EVA-02, SAM 2). None: all families.
         task: ``'classification'``, ``'detection'``, ``'instance-segmentation'`` or ``'semantic-segmentation'``.
             None: all tasks.
         pattern: Wildcard pattern of whole names, such as ``'mask-rcnn*coco'``. None: all names.
@@ -107,7 +109,9 @@ def type_name(value: Any) -> str:
 
 def family_of(name: str) -> str:
     """Returns the family, one of :data:`FAMILIES`, of a config name of this package."""
-    found = re.search('deit|dinov2|dinov3|' + '|'.join(FAMILIES), name)[0]
+    found = re.search('|'.join(('deit', 'dinov2', 'dinov3', *TIMM_BACKBONES, *FAMILIES)), name)[0]
+    if found in TIMM_BACKBONES:
+        return 'timm'
     return found if found in FAMILIES else 'plainvit'
 
 

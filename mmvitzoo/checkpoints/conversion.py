@@ -13,6 +13,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..models.backbones.base import Backbone
+from ..models.backbones.timm_backbone import TimmBackbone
 from ..models.backbones.vit import ACTS, backbone_metadata
 from .layouts import LAYOUTS, Dropped, Layout, Unsupported
 from .reading import CheckpointError, with_metadata
@@ -117,6 +119,37 @@ def convert(
         customary = [key for key in layout.assumed if key in metadata and (key != 'act' or act is None)]
         assumed.update({key: metadata[key] for key in customary})
     return ConversionResult(renamed, layout.family, layout.source, backbone_cfg, assumed, dropped, layout.note)
+
+
+def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> ConversionResult:
+    """Converts a checkpoint for a backbone: by the layouts of its family, or a :class:`.TimmBackbone` by timm's filter.
+
+    Args:
+        backbone: Backbone that is to load the weights.
+        state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them.
+
+    Raises:
+        CheckpointError: See :func:`convert`. Or timm's filter fails, or a weight has another shape than the model's.
+    """
+    if not isinstance(backbone, TimmBackbone):
+        return convert(state_dict, family=backbone.family)
+    own, name = backbone.model.state_dict(), backbone.model_name
+    for prefix in (f'{PREFIX}model.', 'model.'):  # of this package
+        inside = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if inside.keys() & own.keys():
+            state_dict = inside
+            break
+    try:
+        weights = backbone.apply_timm_filter(state_dict)
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f'timm cannot read the weights as those of {name}: {error!r}') from error
+    renamed = {f'{PREFIX}model.{key}': value for key, value in weights.items()}
+    adapted = backbone.weights_to_adapt(renamed, PREFIX)
+    for key, value in weights.items():
+        if key in own and value.shape != own[key].shape and f'{PREFIX}model.{key}' not in adapted:
+            raise CheckpointError(f'{key} has shape {tuple(value.shape)}, {name} has {tuple(own[key].shape)}')
+    cfg = dict(type='TimmBackbone', arch=name)
+    return ConversionResult(renamed, 'timm', 'timm', cfg, note=backbone.license_note)
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:

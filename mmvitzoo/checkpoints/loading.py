@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
 from ..models.backbones.vit import backbone_metadata
-from .conversion import ConversionResult, convert, refuse_lora
+from .conversion import ConversionResult, convert_for, refuse_lora
 from .reading import CheckpointError, download_once_per_node, is_torch_file, load, unwrap, with_metadata
 
 # Parameters that are resized while loading, so that another shape in the file is no mismatch.
@@ -63,7 +63,7 @@ def match_names(model: nn.Module, content: Mapping[str, Any]) -> Mapping[str, An
             _check_own_weights(weights, backbone, prefix)
     else:
         try:
-            result = convert(weights, family=backbone.family)
+            result = convert_for(backbone, weights)
         except CheckpointError:
             # A part of a model of this package is no checkpoint of any layout. It has no other keys than the model.
             own = model.state_dict().keys()
@@ -110,7 +110,7 @@ def _check_own_weights(weights: Mapping[str, Any], backbone: Backbone, prefix: s
     metadata = backbone_metadata(weights)
     own = {key[len(prefix) :]: x for key, x in weights.items() if isinstance(x, Tensor) and key.startswith(prefix)}
     try:
-        result = convert(with_metadata(own, metadata, module=''), family=backbone.family)
+        result = convert_for(backbone, with_metadata(own, metadata, module=''))
     except CheckpointError:  # a part of a model, or one with additions
         return
     _check_compatible(backbone, result)

@@ -8,7 +8,7 @@ from typing import Optional
 from mmengine.logging import print_log
 from torch import nn
 
-from .conversion import convert
+from .conversion import convert_for
 from .reading import CheckpointError, download_once_per_node, is_url, load
 
 
@@ -42,7 +42,7 @@ def load_pretrained(
             raise CheckpointError(f'{checkpoint}: no key starts with {prefix!r}')
     name = type(backbone).__name__
     try:
-        result = convert(state_dict, family=backbone.family)
+        result = convert_for(backbone, state_dict)
         backbone.check_compatible(result)
     except ValueError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None

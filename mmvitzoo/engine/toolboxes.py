@@ -1,4 +1,4 @@
-"""Models by name in the toolboxes, and the error of their constructors for layer-wise learning rate decay.
+"""Models by name in the toolboxes, and the errors of their layer decay and feature pyramid for backbones.
 
 MMDetection, MMSegmentation and MMPretrain are optional and take seconds to import, so that this package never imports
 them. Their classes are extended when somebody else imports them, before or after this package.
@@ -35,6 +35,8 @@ def extend_toolboxes() -> None:
             'mmpretrain.apis.base': _extend_mmpretrain_inferencer,
             'mmpretrain.apis.model': _extend_model_hub,
             'mmdet.engine.optimizers.layer_decay_optimizer_constructor': _name_layer_decay_constructor,
+            'mmdet.models.necks.fpn': _explain_missing_levels,
+            'mmseg.models.necks.fpn': _explain_missing_levels,
             'mmseg.engine.optimizers.layer_decay_optimizer_constructor': _name_layer_decay_constructor,
         }
     )
@@ -190,3 +192,20 @@ def _name_layer_decay_constructor(module: ModuleType) -> None:
         add_params(self, params, module, **kwargs)
 
     constructor.add_params = add_params_or_explain
+
+
+def _explain_missing_levels(module: ModuleType) -> None:
+    """Replaces the AssertionError without a text that ``FPN`` raises for another number of maps."""
+    fpn = module.FPN
+    forward = fpn.forward
+
+    @wraps(forward)
+    def forward_or_explain(self: nn.Module, inputs: Sequence[Any]) -> Any:
+        if len(inputs) != len(self.in_channels):
+            raise ValueError(
+                f'FPN: in_channels has {len(self.in_channels)} numbers, the backbone returns {len(inputs)} maps; a '
+                "plain backbone needs neck=dict(type='SimpleFeaturePyramid', in_channels=WIDTH)"
+            )
+        return forward(self, inputs)
+
+    fpn.forward = forward_or_explain

@@ -74,6 +74,7 @@ def test_list_models_by_family_and_task():
     assert mmvitzoo.list_models('mpvit', pattern='retinanet*tiny*1x*') == ['retinanet_mpvit-tiny_fpn_1x_coco']
     assert family_of('deit-base_upernet_8xb2-80k_ade20k-512x512') == 'plainvit'
     types = dict(mpvit='MPViT', mvitv2='MViTv2', scalablevit='ScalableViT', plainvit='PlainViT', vitae='ViTAE')
+    types['timm'] = 'TimmBackbone'
     for family, (name, *_) in zip(FAMILIES, by_family):
         config = mmvitzoo.get_config(name)
         assert config.model.backbone.type == types[family] and config.filename.endswith(f'/{name}.py')

@@ -156,7 +156,7 @@ def step_decays(name):
         return (40 / 50,)
     if 'vitae' in name:
         return 22 / 25, 24 / 25
-    if 'scalablevit' in name or 'dino' in name:  # MMDetection's
+    if 'scalablevit' in name or 'dino' in name or name.startswith('timm/'):  # MMDetection's
         return (27 / 36, 33 / 36) if '3x' in name else (8 / 12, 11 / 12)
     if '3x' in name:  # Detectron2's
         return 7 / 9, 25 / 27

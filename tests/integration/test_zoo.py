@@ -28,7 +28,7 @@ MODELS_OF_ALL = [model for index in INDEX.values() for model in index['Models']]
 # {algorithm}_{backbone}[_{neck}]_{schedule}_{dataset}[-{size}], or without an algorithm for classifiers and segmentors.
 NAME = re.compile(
     r'((cascade-mask-rcnn|mask-rcnn|retinanet|atss|deformable-detr)_)?'
-    r'(mpvit|mvitv2|scalablevit|plainvit|deit|dinov2|dinov3|vitae)-[a-z0-9]+'
+    r'(mpvit|mvitv2|scalablevit|plainvit|deit|dinov2|dinov3|vitae|convnextv2|eva02|sam2-hiera|swinv2)-[a-z0-9]+'
     r'(-(ln|conv|mae|in21k|pretrained|4ch|gray|plus|reg|frozen|lora|scratch))*(_mln)?(_(fpn|upernet|linear(-ms)?))?'
     r'(_(\d+xb\d+(-\d+[ke])?|1x|ms-3x|lsj-\d+e|lsj-3x))?'
     r'_(in1k|coco|lvis-v1|ade20k-(512x512|640x640)|mini-coco|mini-classes|mini-tree-crowns)'

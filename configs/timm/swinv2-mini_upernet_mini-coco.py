@@ -1,0 +1,40 @@
+# UPerNet on Swin V2 of timm in small: trains from scratch on the demonstration data.
+_base_ = [
+    'mmseg::_base_/models/upernet_swin.py',
+    '../_base_/datasets/mini_coco_semantic.py',
+    '../_base_/schedules/mini_2800i.py',
+    'mmseg::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmvitzoo'])
+
+norm_cfg = dict(type='BN')
+# Nine of ten pixels are background.
+class_weight = [0.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+model = dict(
+    data_preprocessor=dict(size=(160, 160), test_cfg=dict(size_divisor=32)),
+    backbone=dict(
+        _delete_=True,
+        type='TimmBackbone',
+        model_name='swinv2_tiny_window8_256',
+        img_size=160,
+        window_size=5,
+        embed_dim=32,
+        depths=(2, 2, 4, 2),
+        num_heads=(1, 2, 4, 8),
+    ),
+    decode_head=dict(
+        in_channels=[32, 64, 128, 256],
+        channels=96,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        dropout_ratio=0,
+        loss_decode=dict(class_weight=class_weight),
+    ),
+    auxiliary_head=dict(
+        in_channels=128,
+        channels=96,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(class_weight=class_weight),
+    ),
+)
