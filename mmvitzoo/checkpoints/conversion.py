@@ -148,7 +148,7 @@ def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> Conversion
     for key, value in weights.items():
         if key in own and value.shape != own[key].shape and f'{PREFIX}model.{key}' not in adapted:
             raise CheckpointError(f'{key} has shape {tuple(value.shape)}, {name} has {tuple(own[key].shape)}')
-    cfg = dict(type='TimmBackbone', arch=name)
+    cfg = dict(type='TimmBackbone', arch=f'{name} (assumed)')
     return ConversionResult(renamed, 'timm', 'timm', cfg, note=backbone.license_note)
 
 
