@@ -232,7 +232,7 @@ class TimmBackbone(Backbone):
             if self.with_cp:
                 self._fail(f'{self.model_name} has no activation checkpointing in timm')
 
-    def train(self, mode: bool = True) -> 'TimmBackbone':
+    def train(self, mode: bool = True) -> 'Backbone':
         super().train(mode)
         self._checkpoint_in(mode)
         return self
