@@ -219,16 +219,17 @@ def test_gradients_reach_every_parameter(form):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize(
-    'form', ['vit', *(pytest.param(x, marks=pytest.mark.slow) for x in ('swin', 'convnext', 'eva'))]
-)
-def test_compiles_without_graph_breaks(form):
+def assert_compiles(model, size):
     torch._dynamo.reset()
-    model, x = slim(form).eval(), torch.randn(1, 3, 64, 90)
+    x = torch.randn(1, 3, *size)
     with torch.no_grad():
-        maps = torch.compile(model, fullgraph=True, backend='eager')(x)
+        maps = torch.compile(model.eval(), fullgraph=True, backend='eager')(x)
         for a, b in zip(maps, model(x)):
             torch.testing.assert_close(a, b)
+
+
+def test_compiles_without_graph_breaks():
+    assert_compiles(slim('vit'), (64, 90))
 
 
 def save_whole(form, path, **kwargs):
@@ -493,3 +494,10 @@ def test_architectures_in_training(name):
     if hasattr(whole, 'group_matcher'):
         groups = group_parameters(whole, whole.group_matcher(), reverse=True)
         assert all(model.get_layer_depth(key)[0] == groups[key[len('model.') :]] for key in grads[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_architectures_compile_without_graph_breaks(name):
+    model = fill(TimmBackbone(name, **ARCHITECTURES[name]))
+    assert_compiles(model, model.fixed_size or (64, 90))
