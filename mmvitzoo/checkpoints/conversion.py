@@ -133,10 +133,12 @@ def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> Conversion
     """
     if not isinstance(backbone, TimmBackbone):
         return convert(state_dict, family=backbone.family)
-    own, name = backbone.model.state_dict(), backbone.model_name
+    own, name, others = backbone.model.state_dict(), backbone.model_name, {}
     for prefix in (f'{PREFIX}model.', 'model.'):  # of this package
         inside = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
         if inside.keys() & own.keys():
+            if prefix.startswith(PREFIX):  # a detector or segmentor
+                others = {key: value for key, value in state_dict.items() if not key.startswith(PREFIX)}
             state_dict = inside
             break
     try:
@@ -149,7 +151,7 @@ def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> Conversion
         if key in own and value.shape != own[key].shape and f'{PREFIX}model.{key}' not in adapted:
             raise CheckpointError(f'{key} has shape {tuple(value.shape)}, {name} has {tuple(own[key].shape)}')
     cfg = dict(type='TimmBackbone', arch=f'{name} (assumed)')
-    return ConversionResult(renamed, 'timm', 'timm', cfg, note=backbone.license_note)
+    return ConversionResult({**renamed, **others}, 'timm', 'timm', cfg, note=backbone.license_note)
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:
