@@ -41,12 +41,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker('slow')
 
 
+def resident_memory():
+    """Returns the memory of this process in bytes; 0 where there is no /proc."""
+    with suppress(OSError):
+        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGESIZE')
+    return 0
+
+
+TRIMMED = pytest.StashKey()  # memory of this process after the last trim, in bytes
+
+
 def pytest_runtest_teardown(item, nextitem):
-    """Returns freed memory to the system after each test file; otherwise a process keeps its peak memory."""
-    if nextitem is None or nextitem.path != item.path:
+    """Returns freed memory to the system after each test file, and when the process has grown by 128 MB."""
+    if nextitem is None or nextitem.path != item.path or resident_memory() > item.config.stash.get(TRIMMED, 0) + 2**27:
         gc.collect()
         with suppress(OSError, AttributeError):  # the C library is not glibc
             ctypes.CDLL('libc.so.6').malloc_trim(0)
+        item.config.stash[TRIMMED] = resident_memory()
 
 
 _spec = importlib.util.spec_from_file_location('golden', ROOT / 'tests' / 'data' / 'golden' / 'golden.py')

@@ -13,7 +13,7 @@ from mmvitzoo.inference import load_model
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='path of a config, or a name of mmvitzoo.list_models()')
+    parser.add_argument('config', help='config of the training with LoRA: a path, or a name of mmvitzoo.list_models()')
     parser.add_argument('checkpoint', help='path or URL of a checkpoint of the training')
     parser.add_argument('dst', help='file to write: .pth, or .safetensors for that format')
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')

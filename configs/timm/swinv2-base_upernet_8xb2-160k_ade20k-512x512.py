@@ -8,6 +8,7 @@ model = dict(
         _delete_=True,
         type='TimmBackbone',
         model_name='swinv2_base_window8_256.ms_in1k',
+        always_partition=True,  # shifts windows in the last stage, too, whose map is one window at 256 x 256
         drop_path_rate=0.3,
         init_cfg=dict(
             type='Pretrained',

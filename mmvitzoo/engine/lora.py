@@ -83,8 +83,9 @@ def add_lora(
 
     Args:
         model: Backbone of any package. Low-rank updates of layers that its ``frozen_stages`` freeze are frozen, too.
-        targets: Names of layers: regular expressions of whole names, or their ends, such as ``'qkv'``. A dict has the
-            name as ``type`` and may have its own ``rank``, ``alpha`` and ``dropout``. The first that fits counts.
+        targets: Names of layers: regular expressions of whole names, or their last characters, such as ``'qkv'``.
+            A dict has the name as ``type`` and may have its own ``rank``, ``alpha`` and ``dropout``. The first that
+            fits counts.
         rank: Rank of the updates.
         alpha: Scale of the updates, which are multiplied by ``alpha / rank``.
         dropout: Dropout rate of the input of the updates.
@@ -95,10 +96,12 @@ def add_lora(
     Raises:
         ValueError: A target is the name of no linear layer, or an argument is outside its range.
     """
+    if not isinstance(targets, Sequence) or isinstance(targets, str) or not targets:
+        raise ValueError(f'LoRA: targets is a sequence of at least one name, got {targets!r}')
     linears = {name: module for name, module in model.named_modules() if type(module) in LINEARS}
     chosen: Dict[str, Dict[str, Any]] = {}
     for target in [dict(type=x) if isinstance(x, str) else x for x in targets]:
-        if not isinstance(target, dict) or not {'type'} <= set(target) <= set(TARGET_KEYS):
+        if not isinstance(target, dict) or not {'type'} <= set(target) <= set(TARGET_KEYS) or not target['type']:
             raise ValueError(f'LoRA: a target is a name or a dict of {", ".join(TARGET_KEYS)}, got {target!r}')
         names = [name for name in linears if name.endswith(target['type']) or _matches(target['type'], name)]
         if not names:
@@ -112,12 +115,13 @@ def add_lora(
         _check(**options)
         for name in names:
             chosen.setdefault(name, options)
-    if not chosen:
-        raise ValueError(f'LoRA: targets is a sequence of at least one name, got {targets!r}')
     model.requires_grad_(False)
     for name, options in chosen.items():
         parent, _, leaf = name.rpartition('.')
-        setattr(model.get_submodule(parent), leaf, LoRALinear(linears[name], **options))
+        module = model.get_submodule(parent)
+        if leaf == 'qkv' and getattr(module, 'qkv_bias_separate', True) is False:
+            module.qkv_bias_separate = True  # BEiT, EVA-02 and Swin V2 of timm otherwise read the weight of qkv
+        setattr(module, leaf, LoRALinear(linears[name], **options))
     model.train(model.training)  # frozen_stages freeze the new parameters
     if hasattr(model, 'optional_keys'):  # pretrained checkpoints lack them
         model.optional_keys = (*model.optional_keys, r'.+\.lora_(down|up)\.weight')

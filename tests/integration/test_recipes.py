@@ -42,10 +42,11 @@ def groups_of(folder, split):
 
 
 def next_batch(config, split):
-    """Returns the first batch after the data preprocessor: at most 8 images."""
+    """Returns the first batch after the data preprocessor: at most 8 images of a classifier, 2 large ones of others."""
     init_default_scope(config.default_scope)
     loader = config[f'{split}_dataloader']
-    loader.update(num_workers=0, persistent_workers=False, batch_size=min(loader.batch_size, 8))
+    most = 8 if config.default_scope == 'mmpretrain' else 2
+    loader.update(num_workers=0, persistent_workers=False, batch_size=min(loader.batch_size, most))
     loader.pop('prefetch_factor', None)
     if 'lvis' in config.filename:  # reading its annotations would need the package lvis
         dataset = loader.dataset.get('dataset', loader.dataset)

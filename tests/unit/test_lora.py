@@ -17,7 +17,7 @@ import mmvitzoo
 import mmvitzoo.engine.layer_decay  # registers the constructor
 from mmvitzoo.checkpoints import CheckpointError, export, match_names, save
 from mmvitzoo.engine import add_lora, merge_lora
-from mmvitzoo.models import PlainViT
+from mmvitzoo.models import PlainViT, TimmBackbone
 
 QKV = [dict(type='qkv')]
 VIT = dict(type='PlainViT', arch=VIT_ARCH, img_size=64)
@@ -122,6 +122,8 @@ def test_options_of_a_target():
         (dict(targets=['*qkv']), r"'\*qkv' is no regular expression"),
         (dict(targets=[dict(type='qkv', r=4)]), 'a target is a name or a dict of type, rank, alpha, dropout'),
         (dict(targets=[]), 'at least one name, got'),
+        (dict(targets='qkv'), "at least one name, got 'qkv'"),
+        (dict(targets=['']), 'a target is a name or a dict'),
         (dict(rank=None), 'rank is a number of at least 1, got None'),
         (dict(alpha=0), 'alpha is a number above 0, got 0'),
         (dict(dropout=1), 'dropout is at least 0 and less than 1, got 1'),
@@ -135,6 +137,29 @@ def test_wrong_arguments(options, message):
 def test_layers_that_are_read_instead_of_called_are_no_targets():
     with pytest.raises(ValueError, match='TransformerEncoderLayer; it has linear1, linear2'):
         add_lora(nn.TransformerEncoderLayer(8, 2), ['out_proj'], rank=2)
+
+
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('beit_base_patch16_224', dict(embed_dim=48, depth=1, num_heads=3, img_size=64)),
+        ('eva02_tiny_patch14_224', dict(embed_dim=48, depth=1, num_heads=3)),
+        ('swinv2_tiny_window8_256', dict(embed_dim=24, depths=(1, 1), num_heads=(1, 2), img_size=64)),
+    ],
+)
+def test_timm_calls_the_layers(name, options):
+    """These attentions of timm read the weight of qkv, unless they are told to add the bias separately."""
+    torch.manual_seed(0)
+    plain = TimmBackbone(name, **options).eval()
+    for parameter in plain.parameters():  # some norms start at zero
+        nn.init.normal_(parameter, std=0.3)
+    model = randomize_updates(add_lora(deepcopy(plain), ['qkv'], rank=2, alpha=4))
+    x = torch.randn(1, 3, 64, 64)
+    out = model(x)[-1]
+    out.square().sum().backward()
+    assert all(value.grad.any() for value in model.parameters() if value.requires_grad)
+    assert (out - plain(x)[-1]).abs().max() > 1e-3
+    torch.testing.assert_close(merge_lora(model)(x)[-1], out, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------- weights

@@ -40,13 +40,15 @@ class TimmBackbone(Backbone):
         out_indices: Indices of the maps that are returned, see :class:`.Backbone`: stages of a pyramid, blocks of a
             plain model. None: the last four stages, or the last block.
         img_size: Side, or (H, W), in pixels that the model is built for, multiples of its largest stride. Models that
-            take any size have their table of positions, if any, for this size. None: the size of the pretraining.
+            take any size have their table of positions, if any, for this size. None: the size of the pretraining. Swin
+            V2 shifts no windows in stages with one window at this size, unless ``always_partition=True``.
         pretrained: True downloads the weights that timm lists for the name. A path or address is short for
             ``init_cfg``.
         in_channels: Channels of the images, see :class:`.Backbone`.
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1), see :class:`.Backbone`.
         frozen_stages: -1 trains everything. 0 freezes the stem, k also the first k groups of timm's ``group_matcher``,
-            which are blocks in most models. Models without one have a group for each stage.
+            which are blocks in most models, not stages as in MMDetection's Swin. Models without one have a group for
+            each stage.
         norm_eval: Keep every BatchNorm in eval mode during training.
         with_cp: Use timm's activation checkpointing in training.
         norm_outputs: Apply the last norm of the model to all maps that have its channels. All maps of a plain model do.
@@ -89,6 +91,12 @@ class TimmBackbone(Backbone):
             self._fail('weights come from pretrained=True or from init_cfg, not from both')
         self._check_name(model_name)
         self._check_number('in_channels', in_channels)
+        for name in ('checkpoint_path', 'features_only', 'in_chans', 'num_classes'):
+            if name in kwargs:
+                self._fail(
+                    f'{name} is not an argument; init_cfg loads checkpoints, out_indices selects maps, in_channels is '
+                    'the number of channels'
+                )
         kwargs['in_chans'] = in_channels
         if img_size is not None:
             kwargs['img_size'] = self._check_size('img_size', img_size)
@@ -152,9 +160,6 @@ class TimmBackbone(Backbone):
 
     def _create(self, model_name: str, pretrained: bool, kwargs: Dict[str, Any]) -> Tuple[nn.Module, Dict[str, Any]]:
         """Returns the whole model and the arguments that it was built with."""
-        for name in ('checkpoint_path', 'features_only', 'num_classes'):
-            if name in kwargs:
-                self._fail(f'{name} is not an argument; init_cfg loads checkpoints, out_indices selects maps')
         try:
             args = {'dynamic_img_size': True, **kwargs}
             try:

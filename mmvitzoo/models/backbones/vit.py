@@ -186,7 +186,8 @@ class PlainViT(Backbone):
         pos_type: ``'learned'`` for a table, ``'rope'`` for rotary positions in attention, as in DINOv3, or
             ``'learned+rope'`` for both, as in Perception Encoder.
         rope_type: Convention of the rotary positions: ``'dinov3'``, ``'pe'`` (Perception Encoder), ``'sbb'`` (timm's
-            ``vit_*_rope_reg*_gap_256``), ``'axial'`` or ``'mixed'`` (both RoPE-ViT, mixed ones are learned). See
+            ``vit_*_rope_reg*_gap_256``), ``'axial'`` or ``'mixed'`` (both RoPE-ViT, mixed ones are learned). These
+            models also have other values of ``pre_norm`` and ``norm_eps``: ``infer_cfg`` reads all from a file. See
             :class:`mmvitzoo.models.layers.RotaryPositions`.
         interpolate_offset: Offset of the scale factors when the table is resized: 0.1 for DINOv2 without registers, in
             the authors' names.
@@ -303,6 +304,8 @@ class PlainViT(Backbone):
         ):
             if value not in tuple(allowed):
                 self._fail(f'{name} is one of {", ".join(allowed)}, got {value!r}')
+        if pos_type == 'learned' and rope_type != DEFAULTS['rope_type']:
+            self._fail(f"rope_type={rope_type!r} needs pos_type='rope' or 'learned+rope'")
         self._check_flags(
             output_cls_token=output_cls_token,
             final_norm=final_norm,
@@ -467,7 +470,8 @@ class PlainViT(Backbone):
                 own[name] = getattr(self, name)
         if result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone:
             own['rel_pos_scaled'] = self.rel_pos_scaled
-        if self.rope is not None and 'rope' in cfg.get('pos_type', '') and 'rope_type' not in result.assumed:
+        # Names of other sources tell the type of their published models. Those of this package tell none.
+        if 'rope' in cfg.get('pos_type', '') and ('rope_type' not in result.assumed or result.source != 'mmvitzoo'):
             own['rope_type'] = self.rope_type
         loaded = {name: cfg.get(name, DEFAULTS[name]) for name in own}
         other = [name for name in own if own[name] != loaded[name] and (name, loaded[name]) != ('in_channels', 3)]

@@ -150,6 +150,7 @@ def test_windows_have_no_place_for_registers():
     [
         (dict(num_register_tokens=2), {}, 'belong to num_register_tokens=2, the model has num_register_tokens=0'),
         (dict(pos_type='rope'), {}, "belong to pos_type='rope', the model has pos_type='learned'"),
+        (dict(pos_type='rope', rope_type='sbb'), {}, "belong to .*rope_type='sbb', the model .*rope_type='dinov3'"),
         (dict(ffn_type='swiglu'), {}, "belong to ffn_type='swiglu', the model has ffn_type='mlp'"),
         (dict(in_channels=4), {}, 'belong to in_channels=4, the model has in_channels=3'),
         ({}, dict(pre_norm=True), 'belong to pre_norm=False, the model has pre_norm=True'),
@@ -236,6 +237,8 @@ def test_names_shared_with_another_source_are_no_proof():
     torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-5)
     with pytest.raises(CheckpointError, match="belong to pos_type='rope', the model has pos_type='learned'"):
         checkpoint.load_state_dict(PlainViT(arch, **kwargs), theirs.state_dict())
+    with pytest.raises(CheckpointError, match="belong to rope_type='dinov3', the model has rope_type='axial'"):
+        checkpoint.load_state_dict(PlainViT(arch, pos_type='rope', rope_type='axial', **kwargs), theirs.state_dict())
     # Norms of queries and keys change the meaning of all other weights.
     foreign = {**build(64).state_dict(), 'blocks.0.attn.q_norm.weight': torch.ones(16)}
     with pytest.raises(CheckpointError, match='q_norm'):

@@ -342,6 +342,7 @@ def test_init_cfg_of_layers_is_not_overwritten():
         (dict(VIT, depth=5, out_indices=(0, 1, 2, 3)), 'is plain: .*neck=dict.type="SimpleFeaturePyramid"'),
         (dict(VIT, pretrained=True, init_cfg=dict(type='Pretrained')), 'pretrained=True or from init_cfg'),
         (dict(VIT, checkpoint_path='a.pth'), 'checkpoint_path is not an argument; init_cfg loads checkpoints'),
+        (dict(VIT, in_chans=4), 'in_chans is not an argument; .* in_channels is'),
         (dict(model_name='twins_svt_small', with_cp=True), 'twins_svt_small has no activation checkpointing in timm'),
     ],
 )

@@ -222,6 +222,7 @@ def test_layer_depth():
         (dict(VITDET, num_register_tokens=2), 'window_size, .* need with_cls_token=False and num_register_tokens=0'),
         (dict(VITDET, pos_type='rope'), "pos_type='rope' needs global attention"),
         (dict(norm_outputs=True, final_norm=False), 'norm_outputs needs final_norm=True'),
+        (dict(rope_type='pe'), "rope_type='pe' needs pos_type='rope' or 'learned.rope'"),
         (dict(out_indices=(3, 4)), 'out_indices is an increasing sequence of numbers from 0 to 3, got .3, 4.'),
         (dict(out_type='map'), "out_type is one of featmap, cls_token, avg_featmap, raw, got 'map'"),
         (
