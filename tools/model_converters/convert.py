@@ -74,7 +74,7 @@ def rename(
     kept = {key: value for key, value in result.state_dict.items() if key.startswith(prefixes)}
     for key in ROTARY_BUFFERS:
         if kept.pop(key, None) is not None:
-            result.dropped[key] = 'timm computes the periods of rotary positions itself, in float32'
+            result.dropped[key] = 'timm computes rotary positions itself, in float32'
     for stage in range(3):  # no other package has norms for the maps of earlier stages
         for leaf in ('weight', 'bias'):
             kept.pop(f'backbone.norm{stage}.{leaf}', None)

@@ -14,7 +14,7 @@ The token in row i of H has these coordinates, and likewise in its column:
 
 - normalized: y = 2 pi (2 (i + 0.5) / H - 1);
 - index: y = i;
-- scaled: y = i G / H, with G rows in pretraining. If there is a class token, Perception Encoder counts i from 1.
+- scaled: y = i G / H, with G rows in pretraining. In Perception Encoder with a class token, i starts at 1.
 """
 
 import math
