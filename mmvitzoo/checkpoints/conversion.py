@@ -129,7 +129,8 @@ def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> Conversion
         state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them.
 
     Raises:
-        CheckpointError: See :func:`convert`. Or timm's filter fails, or a weight has another shape than the model's.
+        CheckpointError: :func:`convert` refuses the file, timm's filter fails, or a weight has another shape than the
+            model's.
     """
     if not isinstance(backbone, TimmBackbone):
         return convert(state_dict, family=backbone.family)
@@ -150,8 +151,9 @@ def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> Conversion
     for key, value in weights.items():
         if key in own and value.shape != own[key].shape and f'{PREFIX}model.{key}' not in adapted:
             raise CheckpointError(f'{key} has shape {tuple(value.shape)}, {name} has {tuple(own[key].shape)}')
-    cfg = dict(type='TimmBackbone', arch=f'{name} (assumed)')
-    return ConversionResult({**renamed, **others}, 'timm', 'timm', cfg, note=backbone.license_note)
+    cfg = dict(type='TimmBackbone', arch=name)
+    assumed = dict(model_name=name)  # no key tells it
+    return ConversionResult({**renamed, **others}, 'timm', 'timm', cfg, assumed, note=backbone.license_note)
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:

@@ -167,9 +167,9 @@ def build_lora_backbone(
 
     Args:
         module: Config of the backbone.
-        targets: See :func:`add_lora`, as are the next three.
+        targets: Names of linear layers, see :func:`add_lora`.
         rank: Rank of the updates.
-        alpha: Scale of the updates.
+        alpha: Scale of the updates, which are multiplied by ``alpha / rank``.
         dropout: Dropout rate of the input of the updates.
         drop_rate: MMPretrain's name of ``dropout``.
     """

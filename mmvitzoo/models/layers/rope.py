@@ -171,7 +171,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False)
     Args:
         x: (B, heads, N, C).
         cos: (N, C / 2) or (heads, N, C / 2).
-        sin: As ``cos``.
+        sin: (N, C / 2) or (heads, N, C / 2).
         interleaved: Rotate pairs of neighbors instead of channels of both halves.
     """
     a, b = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
