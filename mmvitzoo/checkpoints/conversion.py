@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..models.backbones.base import Backbone
 from ..models.backbones.timm_backbone import TimmBackbone
-from ..models.backbones.vit import ACTS, backbone_metadata
+from ..models.backbones.vit import ACTS
+from ..models.backbones.vit_weights import backbone_metadata
 from .layouts import LAYOUTS, Dropped, Layout, Unsupported
 from .reading import CheckpointError, with_metadata
 
@@ -33,7 +34,8 @@ class ConversionResult:
             ``decode_head.*``. They carry metadata that shapes do not tell.
         family: Family of the backbone, such as ``'mpvit'``.
         source: Source of the names that were recognized, such as ``'timm'``.
-        backbone_cfg: Config of a backbone that loads these weights with ``strict=True``.
+        backbone_cfg: Config of a backbone that loads these weights with ``strict=True``, or of the
+            :class:`.TimmBackbone` that they were converted for.
         assumed: Arguments of the backbone that cannot be inferred from shapes, with their assumed values.
         dropped: Keys that were left out on purpose, with the reason.
         note: Sentence for the user of a converted file, such as its license; empty if there is none.
@@ -50,7 +52,7 @@ class ConversionResult:
     @property
     def arch(self) -> Union[str, Dict[str, Any]]:
         """Name of the variant, or a dict if no published variant has these shapes."""
-        return self.backbone_cfg['arch']
+        return self.backbone_cfg['arch' if 'arch' in self.backbone_cfg else 'model_name']
 
     @property
     def description(self) -> str:
@@ -73,8 +75,8 @@ def convert(
 
     Args:
         state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them.
-        family: Accept only this family, such as ``'mpvit'``.
-        source: Accept only this layout, such as ``'official'``.
+        family: Refuse files of other families than this, such as ``'mpvit'``.
+        source: Refuse files of other sources than this, such as ``'official'``.
         act: Activation of a PlainViT's MLP, which no weight tells: ``'gelu'``, ``'gelu_tanh'`` or ``'quick_gelu'``.
             None is what the checkpoint says, or else what is customary for its layout.
 
@@ -96,8 +98,9 @@ def convert(
     if empty:
         raise CheckpointError(f'{name}: {empty[0]} (name after conversion) has no elements')
     own_metadata = backbone_metadata(state_dict)
-    renamed = with_metadata(renamed, own_metadata)
+    renamed = with_metadata(renamed, own_metadata)  # postprocess reads them
     try:
+        # Before postprocess, which joins weights that tell something, such as the biases of Flax.
         metadata = own_metadata or dict(layout.metadata(renamed) if callable(layout.metadata) else layout.metadata)
         if layout.postprocess:
             layout.postprocess(renamed, dropped)
@@ -107,10 +110,11 @@ def convert(
         if act not in ACTS or layout.family != 'plainvit':
             raise CheckpointError(f'act of a plainvit is one of {", ".join(ACTS)}, got {act!r} for {layout.family}')
         metadata['act'] = act
-    if layout.square and 'backbone.pos_embed' in renamed:
-        num_patches = renamed['backbone.pos_embed'].shape[1] - ('backbone.cls_token' in renamed)
+    positions = renamed.get('backbone.pos_embed')
+    if layout.square and positions is not None and positions.dim() == 3:  # infer_cfg refuses other shapes
+        num_patches = positions.shape[1] - ('backbone.cls_token' in renamed)
         metadata['pos_embed_grid'] = (math.isqrt(num_patches),) * 2
-    renamed = with_metadata(renamed, metadata)
+    renamed = with_metadata(renamed, metadata)  # infer_cfg reads them
     try:
         backbone_cfg, assumed = MODELS.get(layout.model_name).infer_cfg(_backbone_weights(renamed))
     except ValueError as error:
@@ -151,18 +155,21 @@ def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> Conversion
     for key, value in weights.items():
         if key in own and value.shape != own[key].shape and f'{PREFIX}model.{key}' not in adapted:
             raise CheckpointError(f'{key} has shape {tuple(value.shape)}, {name} has {tuple(own[key].shape)}')
-    cfg = dict(type='TimmBackbone', arch=name)
-    assumed = dict(model_name=name)  # no key tells it
+    # No key tells the model: it is the one that loads.
+    cfg, assumed = backbone.build_cfg, dict(model_name=name)
     return ConversionResult({**renamed, **others}, 'timm', 'timm', cfg, assumed, note=backbone.license_note)
 
 
 def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str, Tensor]:
-    """Renames weights from this package's names to another layout, the inverse of :func:`convert`.
+    """Renames weights from this package's names to another layout.
+
+    Values that :func:`convert` changed are changed back. Metadata and dropped weights are not restored.
 
     Args:
         state_dict: Weights with the names of a whole model, such as :attr:`ConversionResult.state_dict`.
         family: Family of the weights, such as ``'plainvit'``.
-        source: Layout to write, such as ``'timm'``.
+        source: Source whose names are written, such as ``'timm'``. If it has several layouts, it is the first in
+            :data:`.LAYOUTS`: ``'huggingface'`` means VitDet, not ViTForImageClassification.
 
     Returns:
         The tensors under the names of the layout.
@@ -170,7 +177,7 @@ def export(state_dict: Dict[str, Tensor], family: str, source: str) -> Dict[str,
     Raises:
         CheckpointError: The family or layout is unknown, or has no name for some weights.
     """
-    layout = _select_layouts(family, source)[0]  # if a source has several layouts, the first is written
+    layout = _select_layouts(family, source)[0]
     rules = layout.inverse_rules()
     if layout.preprocess_export:
         state_dict = layout.preprocess_export(state_dict)
@@ -196,9 +203,10 @@ def refuse_lora(keys: Iterable[str]) -> None:
 
 def _recognize(state_dict: Dict[str, Tensor], family: Optional[str], source: Optional[str]) -> Layout:
     allowed = _select_layouts(family, source)
-    # Among all layouts, so that the error names the one that was found.
-    is_own = backbone_metadata(state_dict) is not None  # some names are those of other sources
+    # PlainViT has timm's names: metadata tell a file of this package from timm's.
+    is_own = backbone_metadata(state_dict) is not None
     layouts = [x for x in LAYOUTS if x.source == 'mmvitzoo'] if is_own else LAYOUTS
+    # Among all layouts, not only the allowed ones, so that the error names the one that was found.
     layout = next((x for x in layouts if x.fits(state_dict.keys())), None)
     if layout is None or layout not in allowed:
         wanted = f' {family or "*"}/{source or "*"}' if family or source else ''

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.backbones.base import Backbone
-from ..models.backbones.vit import backbone_metadata
+from ..models.backbones.vit_weights import backbone_metadata
 from .conversion import ConversionResult, convert_for, refuse_lora
 from .reading import CheckpointError, download_once_per_node, is_torch_file, load, unwrap, with_metadata
 

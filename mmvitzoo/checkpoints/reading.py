@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..models.backbones.vit import METADATA_KEY, backbone_metadata
+from ..models.backbones.vit_weights import METADATA_KEY, backbone_metadata
 from .safe_pickle import is_npz, read_arrays, read_npz, read_torch_legacy, read_torch_zip
 
 # Keys under which training frameworks store the weights, in the order of the search.

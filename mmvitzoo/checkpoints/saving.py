@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..models.backbones.vit import METADATA_KEY, backbone_metadata
+from ..models.backbones.vit_weights import METADATA_KEY, backbone_metadata
 
 
 def save(state_dict: Dict[str, Tensor], path: Union[str, Path], overwrite: bool = False) -> None:

@@ -19,7 +19,7 @@ from ..models.backbones.base import is_number
 
 # Others compute something else, or are read instead of called, as in nn.MultiheadAttention.
 LINEARS = (nn.Linear, Linear)
-TARGET_KEYS = ('type', 'rank', 'alpha', 'dropout', 'drop_rate')
+TARGET_KEYS = ('type', 'rank', 'alpha', 'dropout')
 
 
 class LowRankMatrix(nn.Module):
@@ -111,7 +111,7 @@ def add_lora(
                 f'LoRA: {target["type"]!r} fits no linear layer of {type(model).__name__}; it has {existing}'
             )
         options = dict(rank=target.get('rank', rank), alpha=target.get('alpha', alpha))
-        options['dropout'] = target.get('dropout', target.get('drop_rate', dropout))
+        options['dropout'] = target.get('dropout', dropout)
         _check(**options)
         for name in names:
             chosen.setdefault(name, options)
@@ -151,19 +151,17 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-@MODELS.register_module(name=['LoRABackbone', 'LoRAModel'])
+@MODELS.register_module(name='LoRABackbone')
 def build_lora_backbone(
     module: Dict[str, Any],
     targets: Sequence[Union[str, Dict[str, Any]]],
     rank: Optional[int] = None,
     alpha: float = 1.0,
     dropout: float = 0.0,
-    drop_rate: Optional[float] = None,
 ) -> nn.Module:
     """Builds a backbone with low-rank updates: ``type='LoRABackbone'`` in a config.
 
-    The result is the backbone itself, with its attributes, its names of weights and its ``init_cfg``. Configs of
-    MMPretrain's ``LoRAModel`` have the same arguments. In MMDetection and MMSegmentation that name means this function.
+    The result is the backbone itself, with its attributes, its names of weights and its ``init_cfg``.
 
     Args:
         module: Config of the backbone.
@@ -171,9 +169,8 @@ def build_lora_backbone(
         rank: Rank of the updates.
         alpha: Scale of the updates, which are multiplied by ``alpha / rank``.
         dropout: Dropout rate of the input of the updates.
-        drop_rate: MMPretrain's name of ``dropout``.
     """
-    return add_lora(MODELS.build(module), targets, rank, alpha, dropout if drop_rate is None else drop_rate)
+    return add_lora(MODELS.build(module), targets, rank, alpha, dropout)
 
 
 def _matches(pattern: str, name: str) -> bool:

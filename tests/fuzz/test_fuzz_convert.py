@@ -16,7 +16,9 @@ from torch import Tensor
 from mmvitzoo.checkpoints import CheckpointError, convert
 from mmvitzoo.checkpoints.conversion import _recognize
 from mmvitzoo.checkpoints.layouts import LAYOUTS, Unsupported
+from mmvitzoo.checkpoints.reading import with_metadata
 from mmvitzoo.models import PlainViT
+from mmvitzoo.models.backbones.vit_weights import backbone_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = [
@@ -96,6 +98,12 @@ def in_layout(layout, backbone, order=1):
     return theirs
 
 
+def detached(state_dict):
+    """Returns a copy with the metadata of the original."""
+    weights = {key: value.detach() for key, value in state_dict.items()}
+    return with_metadata(weights, backbone_metadata(state_dict), module='')
+
+
 def published(name):
     """Returns the keys and shapes of an original implementation, with values that take no memory."""
     shapes = json.loads((ROOT / 'tests' / 'data' / 'golden' / f'{name}.json').read_text())['keys']
@@ -129,7 +137,7 @@ def samples():
             found.append(sample)
             known.discard((layout.family, layout.source, layout.signature))
     assert not known, '\n'.join(map(str, known))
-    return [lambda x=x: {key: value.detach() for key, value in x.items()} for x in found]
+    return [lambda x=x: detached(x) for x in found]
 
 
 # Original keys whose values a layout changes, and our keys that it makes from them.

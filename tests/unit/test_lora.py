@@ -102,8 +102,8 @@ def test_dropout_in_training_alone():
 
 def test_options_of_a_target():
     """The first target that fits counts; a target has its own options, in MMPretrain's names as well."""
-    targets = [dict(type='proj', rank=2, alpha=1), dict(type=r'blocks\.[01]\.attn\..*', drop_rate=0.25)]
-    model = MODELS.build(dict(type='LoRAModel', module=VIT, targets=targets, rank=4, alpha=8, drop_rate=0.5))
+    targets = [dict(type='proj', rank=2, alpha=1), dict(type=r'blocks\.[01]\.attn\..*', dropout=0.25)]
+    model = MODELS.build(dict(type='LoRABackbone', module=VIT, targets=targets, rank=4, alpha=8, dropout=0.5))
     layers = {name: x for name, x in model.named_modules() if type(x).__name__ == 'LoRALinear'}
     options = {name: (x.lora_up.weight.shape[1], x.scaling, x.lora_dropout.p) for name, x in layers.items()}
     proj = {f'blocks.{i}.attn.proj': (2, 0.5, 0.5) for i in range(4)}

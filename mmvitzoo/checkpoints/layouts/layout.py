@@ -6,7 +6,7 @@ from typing import AbstractSet, Any, Callable, Dict, List, Mapping, Optional, Tu
 
 from torch import Tensor
 
-FIELDS = {'rest': '.+', 'leaf': r'\w+'}
+FIELDS = {'rest': '.+', 'leaf': 'weight|bias|bias_mask|running_mean|running_var|num_batches_tracked'}
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Unsupported:
 class Layout:
     """Key names of one source of checkpoints.
 
-    In a template ``{rest}`` stands for anything, ``{leaf}`` for the last part of a key, and any other field for a
-    number.
+    In a template ``{rest}`` stands for anything, ``{leaf}`` for a tensor of a layer, such as ``weight``, and any
+    other field for a number.
 
     Args:
         family: Family of the weights, such as ``'mpvit'``.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...models.backbones.base import weight_shape
-from ...models.backbones.vit import backbone_metadata, is_gated
+from ...models.backbones.vit_weights import backbone_metadata, is_gated
 from ..reading import CheckpointError
 
 # Buffers of rotary positions: timm computes them itself.
@@ -103,7 +103,7 @@ def _gated_mlps(state_dict: Dict[str, Tensor]) -> List[str]:
 
 def join_gate(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> None:
     """Joins the two linear layers of a gated MLP, ``mlp.gate`` and ``mlp.value``, to ``mlp.fc1``."""
-    for mlp in _parents(state_dict, r'\.gate\.weight'):
+    for mlp in _parents(state_dict, r'\.(gate|value)\.(weight|bias)'):
         for num_dims, leaf in ((2, 'weight'), (1, 'bias')):
             _join(state_dict, [f'{mlp}.gate.{leaf}', f'{mlp}.value.{leaf}'], f'{mlp}.fc1.{leaf}', num_dims)
 
@@ -196,7 +196,7 @@ def flatten_linears(state_dict: Dict[str, Tensor], dropped: Dict[str, str]) -> N
     for key, value in state_dict.items():
         if key.endswith(('.attn.q.bias', '.attn.k.bias', '.attn.v.bias')):
             state_dict[key] = value.flatten()
-        elif not key.endswith('weight') or value.dim() < 2:
+        elif not key.endswith('weight') or 'norm' in key or value.dim() < 2:
             continue
         elif value.dim() == 4:
             state_dict[key] = value.permute(3, 2, 0, 1).contiguous()
@@ -228,8 +228,8 @@ def metadata_of_timm(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
         metadata['norm_eps'] = 1e-5
     if has_scale and has_token and has_norm and 'head.fc.weight' not in state_dict:
         # DINOv2. In DeiT III the class token has no position, so that the positions fill a square.
-        positions = state_dict.get('backbone.pos_embed')
-        number = 0 if positions is None or has_registers else positions.shape[1]
+        has_own_positions = 'backbone.pos_embed' in state_dict and not has_registers
+        number = weight_shape(state_dict, 'backbone.pos_embed', 3)[1] if has_own_positions else 0
         metadata['norm_outputs'] = not number or math.isqrt(number) ** 2 != number
     if has_norm and not (has_scale or has_token or has_registers) and 'backbone.pos_embed' in state_dict:
         metadata['act'] = act_of_siglip(state_dict)

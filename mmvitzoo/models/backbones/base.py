@@ -84,7 +84,8 @@ class Backbone(BaseModule):
     out_channels: Tuple[int, ...] = ()
     strides: Tuple[int, ...] = (4, 8, 16, 32)
     overlapping_patches: bool = True
-    # Regular expressions of keys that a pretrained classifier lacks; these weights keep their initial values.
+    # Regular expressions of keys that a pretrained classifier lacks. If a file has no key of one, these weights keep
+    # their initial values.
     optional_keys: Tuple[str, ...] = ()
     # Names of the convolutions of the image, as far as a model has them.
     first_convs: Tuple[str, ...] = ('patch_embed.proj',)

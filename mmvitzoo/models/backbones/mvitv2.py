@@ -60,7 +60,8 @@ class PoolingAttention(RelPosAttention):
         window_size: Side of the square windows in tokens of the input, a multiple of both strides; 0 is global
             attention. Pooled queries, keys and values are padded with zeros to multiples of their windows. Padding is
             not masked.
-        input_size: (H, W) in tokens of the relative positions, see :class:`.RelPosAttention`.
+        input_size: (H, W) in tokens of the relative positions, see :class:`.RelPosAttention`: that of the finer of the
+            pooled queries and keys.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class PoolingAttention(RelPosAttention):
         return self.proj(rearrange(x, '(b heads) h w c -> b h w (heads c)', heads=self.num_heads))
 
     def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
-        """Returns the weights of one query, see :meth:`.Attention.attention_weights`."""
+        """Returns the weights of one pooled query for the pooled keys, see :meth:`.Attention.attention_weights`."""
         q, k, _ = self.pooled_qkv(x)  # (heads, Hq, Wq, head_dim) and (heads, H, W, head_dim), of one image
         if self.window_size:  # (heads * windows, ...), of which one window of each head is taken
             q, k = (
@@ -123,8 +124,7 @@ class PoolingAttention(RelPosAttention):
                 for y, stride in ((q, self.stride_q), (k, self.stride_kv))
             )
         rel_h, rel_w = self.gather_rel_pos(q.shape[1:3], k.shape[1:3])
-        scale = q.shape[-1] ** -0.5  # before channels are added
-        q, k = concat_rel_pos(q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], rel_h, rel_w)
+        q, k, scale = concat_rel_pos(q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], rel_h, rel_w)
         return query_weights(q, k, token, scale)[:, 0]  # the heads are the batch here
 
 
@@ -260,7 +260,14 @@ class MViTv2(Backbone):
         in_channels: int = 3,
     ):
         super().__init__(
-            arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained, in_channels
+            arch,
+            num_outputs=NUM_STAGES,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            frozen_stages=frozen_stages,
+            init_cfg=init_cfg,
+            pretrained=pretrained,
+            in_channels=in_channels,
         )
         self._check_arch()
         img_size = self._check_size('img_size', img_size, least=32)
@@ -370,7 +377,11 @@ class MViTv2(Backbone):
 
     @classmethod
     def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-        """Infers the config; the output norms of earlier stages are taken as a sign of ``window_attention``."""
+        """Infers the config; the output norms of earlier stages are taken as a sign of ``window_attention``.
+
+        No weight tells windows, and no metadata: the authors' detectors have windows and norms of all maps, their
+        classifiers neither. ``window_attention`` is always among the assumed values.
+        """
         starts = stage_starts(state_dict)
         arch = cls._infer_arch(state_dict, starts)
         num_layers = arch['num_layers']
@@ -380,12 +391,10 @@ class MViTv2(Backbone):
         cfg.update(cls.infer_in_channels(state_dict))
         if window_attention:
             cfg.update(window_attention=True, out_indices=out_indices)
-        if starts:
-            # If the MLP at the end of stage 0 widens, the norm before it is narrower than the one behind it.
-            before = weight_shape(state_dict, f'blocks.{starts[0] - 1}.norm2.weight', 1)
-            behind = weight_shape(state_dict, f'blocks.{starts[0]}.norm1.weight', 1)
-            if before != behind:
-                cfg['dim_mul_in_attention'] = False
+        last = (starts[0] if starts else num_layers) - 1  # block of stage 0, whose MLP may double the channels
+        dim = weight_shape(state_dict, f'blocks.{last}.norm2.weight', 1)[0]
+        if weight_shape(state_dict, f'blocks.{last}.mlp.fc2.weight', 2)[0] != dim:
+            cfg['dim_mul_in_attention'] = False
         size = infer_img_size(state_dict, starts, num_layers, window_attention)
         if size not in (None, (224, 224)):
             cfg['img_size'] = size[0] if size[0] == size[1] else size

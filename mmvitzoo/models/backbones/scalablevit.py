@@ -246,7 +246,14 @@ class ScalableViT(Backbone):
         in_channels: int = 3,
     ):
         super().__init__(
-            arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, False, init_cfg, pretrained, in_channels
+            arch,
+            num_outputs=NUM_STAGES,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            frozen_stages=frozen_stages,
+            init_cfg=init_cfg,
+            pretrained=pretrained,
+            in_channels=in_channels,
         )
         self._check_arch()
         self._check_number('window_size', window_size)

@@ -154,7 +154,10 @@ class TimmBackbone(Backbone):
             self._fail(f'model_name is a name in timm, got {model_name!r}')
         name = model_name.partition('.')[0]
         if ':' not in model_name and not timm.is_model(name):  # timm resolves hf-hub:NAME and local-dir:PATH
-            similar = difflib.get_close_matches(name, timm.list_models(), n=5)
+            models = timm.list_models()
+            start = name.replace('_', '')  # swin_v2_tiny for swinv2_tiny_window8_256
+            similar = [x for x in models if start and x.replace('_', '').startswith(start)][:5]
+            similar = similar or difflib.get_close_matches(name, models, n=5)
             hint = f'did you mean {" or ".join(similar)}?' if similar else 'timm.list_models() lists the names'
             self._fail(f'timm {timm.__version__} has no model {model_name!r}; {hint}')
 
@@ -188,6 +191,13 @@ class TimmBackbone(Backbone):
         if any(side % self.multiple for side in size):
             self._fail(f'img_size of {self.model_name} is two multiples of {self.multiple}, got {size}')
         return size
+
+    @property
+    def build_cfg(self) -> Dict[str, Any]:
+        """Config that builds this backbone."""
+        names = ('model_name', 'out_indices', 'in_channels', 'norm_outputs')
+        timm_args = {name: value for name, value in self.timm_args.items() if name != 'in_chans'}
+        return dict(type='TimmBackbone', **{name: getattr(self, name) for name in names}, **timm_args)
 
     @property
     def license_note(self) -> str:

@@ -20,9 +20,8 @@ Maps are (B, H, W, C) between blocks. With P prefix tokens (class token, then re
 import inspect
 import logging
 import math
-from collections import Counter
 from functools import partial
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -42,7 +41,18 @@ from ..layers import (
 )
 from ..layers.padding import ceil_div
 from ..layers.rope import ROPE_TYPES
-from .base import AttentionLayer, Backbone, count_weights, drop_path_rates, is_number, weight_shape
+from .base import AttentionLayer, Backbone, drop_path_rates, is_number
+from .vit_weights import (
+    METADATA_KEY,
+    backbone_metadata,
+    fit_grid,
+    in_pixels,
+    infer_options,
+    infer_plain_arch,
+    infer_positions,
+    infer_windows,
+    save_metadata,
+)
 
 # torch.fx records a call of a wrapped function instead of tracing its branches on sizes.
 torch.fx.wrap('resize_pos_embed')
@@ -51,8 +61,8 @@ OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')
 FFN_TYPES = ('mlp', 'swiglu')
 POS_TYPES = ('learned', 'rope', 'learned+rope')
 ACTS = dict(gelu=nn.GELU, gelu_tanh=partial(nn.GELU, approximate='tanh'), quick_gelu=QuickGELU)
-# Arguments that shapes do not tell. Checkpoints carry them, see `PlainViT.metadata`.
-METADATA_KEY = 'backbone_cfg'
+# Attributes that checkpoints carry as metadata, see `PlainViT.metadata`. DEFAULTS, below the class, are the
+# defaults of all arguments.
 METADATA = (
     'rel_pos_scaled',
     'norm_eps',
@@ -136,14 +146,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.residual = ResidualConv(dim) if residual else nn.Identity()
 
-    def forward(self, x: Tensor, *rope: Any) -> Tensor:
+    def forward(self, x: Tensor, rope: Optional[Tuple[Tensor, Tensor, bool]] = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions.
 
-        ``rope`` is empty, or the rotation that :class:`.Attention` takes.
+        ``rope`` is the rotation of queries and keys, see :class:`.RotaryPositions`.
         """
 
         def inner_forward(x: Tensor) -> Tensor:
-            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), *rope)))
+            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rope)))
             x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
             return self.residual(x)
 
@@ -163,12 +173,12 @@ class PlainViT(Backbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'``, ``'large'``, ``'huge'``, ``'so400m'`` (SigLIP),
             ``'giant'`` (DINOv2), ``'huge_plus'``, ``'7b'`` (both DINOv3), or a dict of ``embed_dims``, ``num_layers``,
-            ``num_heads`` and ``mlp_ratio``. ``'giant'``, ``'huge_plus'`` and ``'7b'`` belong to ``ffn_type='swiglu'``.
-            DINOv3's S+ is ``'small'`` with ``ffn_type='swiglu'``.
-        img_size: Side in pixels, or (H, W), for which the position embedding and the relative positions of global
-            blocks are learned. Both are interpolated for other images.
-        pretrain_img_size: Side in pixels, or (H, W), of the position embedding, if it is another; None is
-            ``img_size``. ViTDet keeps the position embedding of the classifier that it starts from.
+            ``num_heads`` and ``mlp_ratio``. ``'giant'``, ``'huge_plus'`` and ``'7b'`` are published with
+            ``ffn_type='swiglu'``, which has to be passed with them. DINOv3's S+ is ``'small'`` with it.
+        img_size: Side in pixels, or (H, W), for which the relative positions of global blocks are learned. They are
+            interpolated for other images.
+        pretrain_img_size: Side in pixels, or (H, W), for which the position embedding is learned. It is interpolated
+            for other images. None is ``img_size``. Detectron2's ViTDet has 1024 and the 224 of its classifier.
         patch_size: Side of a patch in pixels, or (H, W). The patch embedding of a checkpoint is resampled if its
             patches have another size (https://arxiv.org/abs/2212.08013).
         in_channels: Channels of the image.
@@ -186,15 +196,16 @@ class PlainViT(Backbone):
         pos_type: ``'learned'`` for a table, ``'rope'`` for rotary positions in attention, as in DINOv3, or
             ``'learned+rope'`` for both, as in Perception Encoder.
         rope_type: Convention of the rotary positions: ``'dinov3'``, ``'pe'`` (Perception Encoder), ``'sbb'`` (timm's
-            ``vit_*_rope_reg*_gap_256``), ``'axial'`` or ``'mixed'`` (both RoPE-ViT, mixed ones are learned). These
-            models also have other values of ``pre_norm`` and ``norm_eps``: ``infer_cfg`` reads all from a file. See
+            ``vit_*_rope_reg*_gap_256``), ``'axial'`` or ``'mixed'`` (both RoPE-ViT, mixed ones are learned). The
+            published models also differ in ``pre_norm``, ``norm_eps`` and others;
+            ``mmvitzoo.checkpoints.convert(state_dict).backbone_cfg`` has the arguments that fit a file. See
             :class:`mmvitzoo.models.layers.RotaryPositions`.
-        interpolate_offset: Offset of the scale factors when the table is resized: 0.1 for DINOv2 without registers, in
-            the authors' names.
+        interpolate_offset: Offset of the scale factors when the table is resized: 0.1 for DINOv2 without registers in
+            the authors' implementation, 0 in Hugging Face's and timm's.
         interpolate_antialias: Resize the table with antialiasing, as timm and DINOv2 with registers do.
         layer_scale_init_value: Initial value of layer scale, such as 1e-5; 0 is no layer scale.
         ffn_type: ``'mlp'``, or ``'swiglu'`` for a gated MLP.
-        act: ``'gelu'``, ``'gelu_tanh'`` (SigLIP) or ``'quick_gelu'`` (OpenAI's CLIP).
+        act: ``'gelu'``, ``'gelu_tanh'`` (SigLIP) or ``'quick_gelu'`` (OpenAI's CLIP). A gated MLP has SiLU instead.
         norm_eps: Epsilon of the norms.
         pre_norm: Normalize the tokens before the first block, as CLIP does.
         qkv_bias: Add a bias to queries, keys and values.
@@ -204,9 +215,10 @@ class PlainViT(Backbone):
         use_rel_pos: Add decomposed relative positions in every block.
         rel_pos_std: Standard deviation of the initial relative positions. Published models start from 0; a small
             model without pretraining learns sooner from 0.5.
-        rel_pos_scaled: Compute relative scores from the scaled query, see :class:`.Attention`. Leave False for
-            converted checkpoints: the converter multiplies their tables by the scale. True is for weights that were
-            trained in this package with True.
+        rel_pos_scaled: False computes relative scores as ``q . R``, as Detectron2, Segment Anything and Hugging Face
+            do. True computes ``(q * head_dim**-0.5) . R``, as the ViTDet of the ViTAE authors does. The converter
+            multiplies the tables of the latter by the scale, so that all converted checkpoints have False. True is for
+            weights that were trained in this package with True.
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
         frozen_stages: -1 freezes nothing, 0 what comes before the blocks (patch embedding, positions, class token,
             registers, norm), k also the first k blocks. If all blocks are frozen, so is the last norm.
@@ -280,19 +292,18 @@ class PlainViT(Backbone):
         init_cfg: Optional[Union[dict, list]] = None,
         pretrained: Optional[str] = None,
     ):
-        arch = self._resolve_arch(arch)  # also here, for the default of out_indices
+        arch = self._resolve_arch(arch)  # the base does it, too; num_layers is the default of out_indices
         self._check_arch(arch)
         num_layers, dim = arch['num_layers'], arch['embed_dims']
         out_indices = (num_layers - 1,) if out_indices is None else out_indices
         super().__init__(
             arch,
-            num_layers,
-            out_indices,
-            drop_path_rate,
-            frozen_stages,
-            False,
-            init_cfg,
-            pretrained,
+            num_outputs=num_layers,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            frozen_stages=frozen_stages,
+            init_cfg=init_cfg,
+            pretrained=pretrained,
             in_channels=in_channels,
         )
         for name, value, allowed in (
@@ -370,7 +381,7 @@ class PlainViT(Backbone):
         self.layer_scale_init_value, self.qkv_bias = layer_scale_init_value, qkv_bias
         self.window_size, self.global_attn_indexes = window_size, tuple(global_attn_indexes)
         self.out_channels = (dim,) * num_layers
-        # Of both sides, where they are equal
+        # A number for square patches, else (H, W)
         self.strides = (patch_size[0] if patch_size[0] == patch_size[1] else patch_size,) * num_layers
         rel_pos_grid = _grid(img_size, patch_size)
         self.pos_embed_grid = _grid(pretrain_img_size, patch_size)
@@ -380,7 +391,7 @@ class PlainViT(Backbone):
                 head_dim,
                 self.num_prefix_tokens,
                 rope_type,
-                offset=int(with_cls_token and rope_type == 'pe'),
+                offset=int(with_cls_token and rope_type == 'pe'),  # PE counts from 1 beside a class token
                 grid=self.pos_embed_grid,
                 num_heads=arch['num_heads'],
                 num_layers=num_layers,
@@ -447,9 +458,10 @@ class PlainViT(Backbone):
         )
 
     def check_compatible(self, result: Any) -> None:
-        # The scale is not folded into the tables of ViTAE, a subclass.
-        is_folded = result.family == 'plainvit' and result.source != 'mmvitzoo'
-        if self.rel_pos_scaled and is_folded and any('rel_pos' in key for key in result.backbone):
+        # Detectron2 and SAM have tables for the unscaled query, and `fold_scale` makes those of the ViTAE authors'
+        # ViTDet such. ViTAE, a subclass, keeps its tables for the scaled query.
+        is_for_unscaled = result.family == 'plainvit' and result.source != 'mmvitzoo'
+        if self.rel_pos_scaled and is_for_unscaled and any('rel_pos' in key for key in result.backbone):
             raise ValueError(
                 f'relative positions of the {result.source} layout are converted for rel_pos_scaled=False, '
                 'the model has rel_pos_scaled=True'
@@ -470,10 +482,12 @@ class PlainViT(Backbone):
                 own[name] = getattr(self, name)
         if result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone:
             own['rel_pos_scaled'] = self.rel_pos_scaled
-        # Names of other sources tell the type of their published models. Those of this package tell none.
+        # The names of another source belong to one type. Our own names without metadata give a guess, which refuses
+        # nothing.
         if 'rope' in cfg.get('pos_type', '') and ('rope_type' not in result.assumed or result.source != 'mmvitzoo'):
             own['rope_type'] = self.rope_type
         loaded = {name: cfg.get(name, DEFAULTS[name]) for name in own}
+        # Weights for 3 channels are adapted while they are loaded.
         other = [name for name in own if own[name] != loaded[name] and (name, loaded[name]) != ('in_channels', 3)]
         theirs, ours = ([f'{name}={values[name]!r}' for name in other] for values in (loaded, own))
         loaded_arch = self.arch_of(cfg)
@@ -497,7 +511,7 @@ class PlainViT(Backbone):
         return f'arch={name!r}{size if isinstance(name, str) else ""}'
 
     def log_differences(self, result: Any) -> None:
-        # Normalized outputs are a choice of the user. The scale of relative positions is checked above.
+        # Normalized outputs are a choice of the user. check_compatible compares the scale of relative positions.
         own = {name: getattr(self, name) for name in METADATA if name not in ('rel_pos_scaled', 'norm_outputs')}
         if self.rope is None:
             own.pop('rope_type')
@@ -532,7 +546,7 @@ class PlainViT(Backbone):
                     attn=block.attn,
                     q_stride=stride,
                     k_stride=stride,
-                    window_size=_pixels(to_2tuple(window_size), to_2tuple(stride)),
+                    window_size=in_pixels(to_2tuple(window_size), to_2tuple(stride)),
                     num_prefix_tokens=self.num_prefix_tokens,
                 )
             )
@@ -566,11 +580,11 @@ class PlainViT(Backbone):
         x = self.patch_embed(x)  # (B, H', W', C)
         size = x.shape[1:3]
         x = self.norm_pre(self._pos_embed(x))
-        rope = ()
+        rope = None
         for i, block in enumerate(self.blocks):
             if self.rope is not None and (i == 0 or self.rope.is_mixed):  # one rotation for all blocks, or for each
-                rope = (self.rope(size, i),)
-            x = block(x, *rope)
+                rope = self.rope(size, i)
+            x = block(x) if rope is None else block(x, rope)
             yield x, size
 
     def _split(self, x: Tensor, size: Sequence[int]) -> Tuple[Tensor, Optional[Tensor]]:
@@ -623,7 +637,8 @@ class PlainViT(Backbone):
         if not param_name.startswith(prefix):
             return num_depths - 1, num_depths
         part, *rest = param_name[len(prefix) :].split('.')
-        # Residual convolutions, which no classifier has, belong to the last depth.
+        # Residual convolutions, which no classifier has, belong to the last depth. Mixed rotary frequencies are one
+        # parameter of all blocks and have the depth of positions.
         if part in ('norm', 'fc_norm') or 'residual' in rest:
             return num_depths - 1, num_depths
         depth = int(rest[0]) + 1 if part == 'blocks' else 0
@@ -633,82 +648,31 @@ class PlainViT(Backbone):
     def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Infers the config.
 
-        Metadata of checkpoints of this package tell what shapes do not. Without it these values are assumed: the number
-        of heads (see :func:`infer_plain_arch`), four evenly spaced global blocks, windows of 14 x 14 tokens beside
-        residual convolutions, and the grid nearest to a square.
+        Metadata of checkpoints of this package tell what shapes do not, see :mod:`.vit_weights`. Without it these
+        values are assumed: the number of heads (:func:`.infer_plain_arch`), windows and global blocks
+        (:func:`.infer_windows`), and the grid nearest to a square with the type of rotary positions
+        (:func:`.infer_positions`).
         """
         metadata = backbone_metadata(state_dict) or {}
         arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo, metadata.pop('num_heads', None))
-        num_layers, with_cls_token = arch['num_layers'], 'cls_token' in state_dict
-        cfg = dict(
-            type=cls.__name__,
-            arch=cls.variant_name(arch),
-            with_cls_token=with_cls_token,
-            final_norm='norm.weight' in state_dict,
-        )
-        if 'fc_norm.weight' in state_dict:
-            cfg['out_type'] = 'avg_featmap'
-        if 'reg_token' in state_dict:
-            cfg['num_register_tokens'] = weight_shape(state_dict, 'reg_token', 3)[1]
-        if 'blocks.0.ls1.gamma' in state_dict:
-            cfg['layer_scale_init_value'] = 1e-5
-        if is_gated(state_dict):
-            cfg['ffn_type'] = 'swiglu'
-        if 'norm_pre.weight' in state_dict:
-            cfg['pre_norm'] = True
-        if 'blocks.0.attn.qkv.bias' not in state_dict:
-            cfg['qkv_bias'] = False
-        residual = [block for block in range(num_layers) if f'blocks.{block}.residual.0.weight' in state_dict]
-        if residual:
-            cfg['residual_block_indexes'] = residual
-        global_grid = None
+        num_layers = arch['num_layers']
+        options = infer_options(state_dict, num_layers)
+        cfg = dict(type=cls.__name__, arch=cls.variant_name(arch), **options)
+        window_size, global_blocks, global_grid, is_certain = infer_windows(state_dict, num_layers, metadata)
+        windows = dict(window_size=window_size, global_attn_indexes=global_blocks)
+        if not is_certain:
+            assumed.update(windows)
         if 'blocks.0.attn.rel_pos_h' in state_dict:
-            window_size, global_blocks, global_grid = infer_window_attention(state_dict, num_layers)
-            if metadata.get('window_size') == 0:
-                lengths = [weight_shape(state_dict, f'blocks.0.attn.rel_pos_{axis}', 2)[0] for axis in 'hw']
-                global_grid = tuple((length + 1) // 2 for length in lengths)
-            if global_grid is None and 'window_size' not in metadata:
-                if not residual and num_layers >= 4:
-                    global_blocks, global_grid = evenly_spaced(num_layers), (window_size, window_size)
-                assumed.update(window_size=window_size, global_attn_indexes=global_blocks)
-            cfg.update(use_rel_pos=True, window_size=window_size)
-            if global_blocks:
-                cfg['global_attn_indexes'] = global_blocks
-        elif residual:
-            cfg['window_size'] = assumed['window_size'] = 14
-
-        _, in_channels, *patch_size = weight_shape(state_dict, 'patch_embed.proj.weight', 4)
-        if in_channels != 3:
-            cfg['in_channels'] = in_channels
-        if patch_size != [16, 16]:
-            cfg['patch_size'] = patch_size[0] if patch_size[0] == patch_size[1] else tuple(patch_size)
-        pos_embed_grid = metadata.pop('pos_embed_grid', None)
-        if 'pos_embed' in state_dict:
-            num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - with_cls_token
-            is_known = pos_embed_grid is not None and math.prod(pos_embed_grid) == num_patches
-            if not is_known and global_grid is not None and math.prod(global_grid) == num_patches:
-                pos_embed_grid, is_known = global_grid, True
-            if not is_known:
-                pos_embed_grid = nearest_grid(num_patches)
-            cfg['img_size'] = _pixels(global_grid or pos_embed_grid, patch_size)
-            if global_grid not in (None, pos_embed_grid):
-                cfg['pretrain_img_size'] = _pixels(pos_embed_grid, patch_size)
-            if not is_known and pos_embed_grid[0] != pos_embed_grid[1]:
-                name = 'img_size' if global_grid is None else 'pretrain_img_size'
-                assumed[name] = cfg[name]
-        elif pos_embed_grid is not None and 'rope.grid' in state_dict:
-            cfg['img_size'] = _pixels(pos_embed_grid, patch_size)
-        if 'pos_embed' not in state_dict:
-            cfg['pos_type'] = 'rope'
-        elif any(key.startswith('rope.') for key in state_dict):
-            cfg['pos_type'] = 'learned+rope'
-        if 'rope.freqs' in state_dict:
-            cfg['rope_type'] = 'mixed'
-        elif 'pos_type' in cfg:
-            scaled = 'pe' if 'pos_embed' in state_dict else 'sbb'
-            cfg['rope_type'] = assumed['rope_type'] = scaled if 'rope.grid' in state_dict else 'dinov3'
-        for name, value in metadata.items():
+            cfg['use_rel_pos'] = True
+        patch_size = to_2tuple(options.get('patch_size', 16))
+        positions, assumed_positions = infer_positions(
+            state_dict, patch_size, global_grid, metadata.pop('pos_embed_grid', None)
+        )
+        cfg.update(positions)
+        assumed.update(assumed_positions)
+        for name in metadata:  # what a file tells is not assumed
             assumed.pop(name, None)
+        for name, value in {**metadata, **windows}.items():
             if name in DEFAULTS and (name in cfg or value != DEFAULTS[name]):
                 cfg[name] = value
         return cfg, assumed
@@ -736,7 +700,8 @@ class PlainViT(Backbone):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         """Fits positions and patches of a checkpoint, and drops tokens that the model has no place for."""
-        if self.pos_embed is not None:  # None in ViTAE-S
+        # Before tokens are dropped: their presence tells whether the table has a place for the class token.
+        if self.pos_embed is not None:
             self._fit_pos_embed(state_dict, prefix, local_metadata.get(METADATA_KEY, {}).get('pos_embed_grid'))
         if self.cls_token is None and state_dict.pop(f'{prefix}cls_token', None) is not None:
             print_log(f'{self._get_name()}: dropped the class token of the checkpoint', logger='current')
@@ -748,7 +713,7 @@ class PlainViT(Backbone):
         self._fit_patch_embed(state_dict, f'{prefix}patch_embed.proj.weight')
         own = self.arch['num_heads']
         loaded = local_metadata.get(METADATA_KEY, {}).get('num_heads', own)
-        if loaded != own:  # which no shape tells
+        if loaded != own:
             error_msgs = args[-1]
             error_msgs.append(f'the weights belong to num_heads={loaded}, the model has num_heads={own}')
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
@@ -779,19 +744,20 @@ class PlainViT(Backbone):
         loaded = state_dict.get(key)
         if loaded is None or loaded.dim() != 3:
             return
-        rows, own_rows = loaded.shape[1], self.pos_embed.shape[1]
-        num_cls = int(f'{prefix}cls_token' in state_dict)
-        # timm's tables for models with registers have no place for the class token.
-        if num_cls and f'{prefix}reg_token' in state_dict:
-            is_other_square = grid is None and rows != own_rows and math.isqrt(rows) ** 2 == rows
-            num_cls = int(not is_other_square and rows != math.prod(grid or self.pos_embed_grid))
-        loaded_grid = tuple(grid) if grid is not None else fit_grid(rows - num_cls, self.pos_embed_grid)
-        if loaded_grid is not None and math.prod(loaded_grid) != rows - num_cls:
-            loaded_grid = None
-        if loaded_grid is None:
-            return  # reported as a mismatch
         name, own_grid = self._get_name(), self.pos_embed_grid
-        num_patches, patches = rows - num_cls, loaded[:, num_cls:]
+        num_positions, own_num_positions = loaded.shape[1], self.pos_embed.shape[1]
+        num_cls = int(f'{prefix}cls_token' in state_dict)
+        if num_cls and f'{prefix}reg_token' in state_dict:
+            # Beside registers, timm's tables have no place for the class token, and the keys do not tell. A known grid
+            # does. Else a table as long as ours is like ours, and another square number is that of patches alone.
+            is_other_square = (
+                grid is None and num_positions != own_num_positions and math.isqrt(num_positions) ** 2 == num_positions
+            )
+            num_cls = int(not is_other_square and num_positions != math.prod(grid or own_grid))
+        num_patches, patches = num_positions - num_cls, loaded[:, num_cls:]
+        loaded_grid = tuple(grid) if grid is not None else fit_grid(num_patches, own_grid)
+        if loaded_grid is None or math.prod(loaded_grid) != num_patches:
+            return  # reported as a mismatch
         if grid is None and loaded_grid[0] != loaded_grid[1] and math.isqrt(num_patches) ** 2 == num_patches:
             print_log(
                 f'{name}: took {num_patches} positions as {loaded_grid[0]} x {loaded_grid[1]}, the ratio of the model; '
@@ -813,160 +779,8 @@ class PlainViT(Backbone):
             state_dict[key] = torch.cat([torch.zeros_like(loaded[:, :1]), patches], 1)
 
 
-# Defaults of the arguments that a layout or metadata may set.
+# Defaults of the arguments, also for what a layout or metadata may set in ViTAE.
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(PlainViT).parameters.items()}
-
-
-def save_metadata(module: PlainViT, state_dict: Dict[str, Tensor], prefix: str, local_metadata: Dict[str, Any]) -> None:
-    """Adds :attr:`PlainViT.metadata` to the metadata of a state dict; a hook of ``state_dict``."""
-    local_metadata[METADATA_KEY] = module.metadata
-
-
-def backbone_metadata(content: Any) -> Optional[Dict[str, Any]]:
-    """Returns :attr:`PlainViT.metadata` that a state dict carries, or None.
-
-    Args:
-        content: State dict of a model or backbone. Metadata are its attribute, as torch has them, or its entry
-            ``'_metadata'``, as readers of files return them.
-
-    Returns:
-        A copy with values of plain types alone, since files may hold any others.
-    """
-    modules = getattr(content, '_metadata', None)
-    if modules is None and isinstance(content, Mapping):
-        modules = content.get('_metadata')
-    for module in modules.values() if isinstance(modules, Mapping) else ():
-        if isinstance(module, Mapping) and isinstance(module.get(METADATA_KEY), Mapping):
-            return {str(name): value for name, value in module[METADATA_KEY].items() if _is_plain(value)}
-    return None
-
-
-def _is_plain(value: Any) -> bool:
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(item, (bool, int, float, str)) for item in items)
-
-
-def is_gated(state_dict: Dict[str, Tensor], mlp: str = 'blocks.0.mlp') -> bool:
-    """Returns whether an MLP has a gate: its first layer is twice as wide as its second expects.
-
-    Args:
-        state_dict: Weights in the names of :class:`PlainViT`.
-        mlp: Name of the MLP.
-    """
-    return state_dict[f'{mlp}.fc1.weight'].shape[0] == 2 * state_dict[f'{mlp}.fc2.weight'].shape[1]
-
-
-def fit_grid(num_patches: int, grid: Sequence[int]) -> Optional[Tuple[int, int]]:
-    """Returns the grid (H, W) of a number of patches, of the ratio of ``grid`` or else square; None if neither fits."""
-    height, width = (side // math.gcd(*grid) for side in grid)
-    for ratio in ((height, width), (1, 1)):
-        factor = math.isqrt(num_patches // math.prod(ratio))
-        if factor and factor**2 * math.prod(ratio) == num_patches:
-            return factor * ratio[0], factor * ratio[1]
-    return None
-
-
-def infer_plain_arch(
-    state_dict: Dict[str, Tensor], arch_zoo: Dict[str, Dict[str, Any]], num_heads: Optional[int] = None
-) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Infers width, depth, heads and MLP ratio of plain blocks.
-
-    The number of heads is given, or follows from relative positions, rotary periods or rotary frequencies. Without them
-    it is assumed: that of a published variant, or else as many heads of at least 64 channels as divide the width.
-
-    Args:
-        state_dict: Weights of a backbone, without a prefix.
-        arch_zoo: Published variants by name.
-        num_heads: Number of heads, if metadata tell it.
-
-    Returns:
-        The arch, and the values that are assumed.
-
-    Raises:
-        ValueError: A weight is missing or misshapen, or the heads do not divide the width.
-    """
-    num_layers = count_weights(state_dict, 'blocks.{}.norm1.weight')
-    dim, hidden_dim = weight_shape(state_dict, 'blocks.0.mlp.fc2.weight', 2)
-    weight_shape(state_dict, 'blocks.0.mlp.fc1.weight', 2)
-    arch: Dict[str, Any] = dict(embed_dims=dim, num_layers=num_layers, mlp_ratio=hidden_dim / dim)
-    head_dim, key = None, 'blocks.0.attn.rel_pos_h'
-    if key in state_dict:
-        head_dim = weight_shape(state_dict, key, 2)[1]
-    elif 'rope.periods' in state_dict:
-        key = 'rope.periods'
-        head_dim = 4 * weight_shape(state_dict, key, 1)[0]
-    elif 'rope.freqs' in state_dict:
-        key = 'rope.freqs'
-        head_dim = 2 * weight_shape(state_dict, key, 4)[3]
-    if num_heads is None and head_dim is not None:
-        if dim % head_dim:
-            raise ValueError(f'{key} belongs to heads of {head_dim} channels, which do not divide {dim}')
-        num_heads = dim // head_dim
-    assumed = {}
-    if num_heads is None:
-        published = [heads for other, heads in published_heads(arch_zoo) if other == arch]
-        heads_of_64 = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)
-        # Of two variants of one size the second has a gated MLP.
-        num_heads = assumed['num_heads'] = [heads_of_64, *published[: 1 + is_gated(state_dict)]][-1]
-    return dict(arch, num_heads=num_heads), assumed
-
-
-def published_heads(arch_zoo: Dict[str, Dict[str, Any]]) -> List[Tuple[Dict[str, Any], int]]:
-    """Returns the published variants, also of other libraries, with their numbers of heads.
-
-    Args:
-        arch_zoo: Published variants by name.
-
-    Returns:
-        Pairs of width, depth and MLP ratio as a dict, and the number of heads.
-    """
-    # Without a name here: ViT-g and ViT-bigG of OpenCLIP, SigLIP 2's giant, Perception Encoder's G, MMPretrain's small
-    others = [
-        dict(embed_dims=1408, num_layers=40, num_heads=16, mlp_ratio=6144 / 1408),
-        dict(embed_dims=1664, num_layers=48, num_heads=16, mlp_ratio=8192 / 1664),
-        dict(embed_dims=1536, num_layers=40, num_heads=16, mlp_ratio=4),
-        *(dict(embed_dims=1536, num_layers=depth, num_heads=16, mlp_ratio=8960 / 1536) for depth in (47, 50)),
-        dict(embed_dims=768, num_layers=8, num_heads=8, mlp_ratio=3),
-    ]
-    variants = [dict(variant) for variant in (*arch_zoo.values(), *others)]
-    names = ('embed_dims', 'num_layers', 'mlp_ratio')
-    return [({name: variant[name] for name in names}, variant['num_heads']) for variant in variants]
-
-
-def infer_window_attention(
-    state_dict: Dict[str, Tensor], num_layers: int
-) -> Tuple[int, Tuple[int, ...], Optional[Tuple[int, int]]]:
-    """Infers the form of attention from the tables of relative positions: most blocks attend in windows.
-
-    Args:
-        state_dict: Weights of a backbone, without a prefix.
-        num_layers: Number of blocks.
-
-    Returns:
-        Side of the windows in tokens, the global blocks, and their grid (H, W). If the tables of all blocks have one
-        size, the last two are () and None.
-    """
-    grids = [  # (H, W) in tokens of each block
-        tuple((weight_shape(state_dict, f'blocks.{block}.attn.rel_pos_{axis}', 2)[0] + 1) // 2 for axis in 'hw')
-        for block in range(num_layers)
-    ]
-    (grid, _), *_ = Counter(grids).most_common(1)
-    window_size = grid[0]
-    global_blocks = tuple(block for block in range(num_layers) if grids[block] != (window_size, window_size))
-    return window_size, global_blocks, grids[global_blocks[0]] if global_blocks else None
-
-
-def evenly_spaced(num_layers: int) -> Tuple[int, ...]:
-    """Returns the last block of each quarter, the global blocks of ViTDet."""
-    return tuple((i + 1) * num_layers // 4 - 1 for i in range(4))
-
-
-def nearest_grid(num_patches: int) -> Tuple[int, int]:
-    """Returns rows and columns of the grid nearest to a square, at least as wide as high."""
-    if num_patches < 1:
-        raise ValueError('pos_embed has no position of a patch')
-    rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
-    return rows, num_patches // rows
 
 
 def _widths(arch: Dict[str, Any]) -> Tuple[int, int]:
@@ -977,9 +791,3 @@ def _widths(arch: Dict[str, Any]) -> Tuple[int, int]:
 def _grid(img_size: Sequence[int], patch_size: Sequence[int]) -> Tuple[int, int]:
     """Returns the grid (H, W) of patches that cover an image."""
     return tuple(ceil_div(*sides) for sides in zip(img_size, patch_size))
-
-
-def _pixels(grid: Sequence[int], patch_size: Sequence[int]) -> Union[int, Tuple[int, int]]:
-    """Returns the sides in pixels of a grid of patches, (H, W), or one number for a square."""
-    height, width = (side * patch for side, patch in zip(grid, patch_size))
-    return height if height == width else (height, width)

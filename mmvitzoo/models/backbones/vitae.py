@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers import at_least_float32, pad_to_multiple
 from .base import weight_shape
-from .vit import Block, PlainViT, evenly_spaced, infer_plain_arch, infer_window_attention, nearest_grid
+from .vit import Block, PlainViT
+from .vit_weights import backbone_metadata, infer_plain_arch, infer_windows, nearest_grid
 
 # torch.fx records calls of wrapped functions instead of tracing their branches.
 torch.fx.wrap('pad_to_multiple')
@@ -337,7 +338,8 @@ class ViTAE(PlainViT):
     @classmethod
     def infer_cfg(cls, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Infers the config; relative positions of one size in every block do not tell which blocks are global."""
-        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo)
+        metadata = backbone_metadata(state_dict) or {}
+        arch, assumed = infer_plain_arch(state_dict, cls.arch_zoo, metadata.get('num_heads'))
         arch['pcm_convs'] = 3 if 'blocks.0.pcm.6.weight' in state_dict else 2
         has_cells = 'patch_embed.0.prm.0.weight' in state_dict
         arch['reduction_dims'] = (
@@ -350,15 +352,13 @@ class ViTAE(PlainViT):
         cfg.update(cls.infer_in_channels(state_dict))
         grid = None if has_cells else nearest_grid(weight_shape(state_dict, 'pos_embed', 3)[1])
         is_assumed_grid = grid is not None and grid[0] != grid[1]
-        global_blocks, is_told = (), False
+        window_size, global_blocks, global_grid, is_told = infer_windows(state_dict, arch['num_layers'], metadata)
         if 'blocks.0.attn.rel_pos_h' in state_dict:
-            window_size, global_blocks, global_grid = infer_window_attention(state_dict, arch['num_layers'])
             cfg['window_size'] = window_size
-            is_told = global_grid is not None
-            if not is_told and arch['num_layers'] >= 4:
-                global_blocks, global_grid = evenly_spaced(arch['num_layers']), (window_size, window_size)
-            if global_grid:
-                grid, is_assumed_grid = global_grid, False
+        else:
+            is_told = 'window_size' in metadata
+        if global_grid:
+            grid, is_assumed_grid = global_grid, False
         if name is None or (is_told and cls.arch_zoo[name]['global_attn_indexes'] != global_blocks):
             cfg['arch'] = dict(arch, global_attn_indexes=global_blocks)
         elif not is_told:

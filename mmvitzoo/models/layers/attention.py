@@ -1,6 +1,6 @@
-"""Multi-head attention that never stores the N x N scores.
+"""Multi-head attention by ``scaled_dot_product_attention``, without a matrix of N x N scores in Python.
 
-Decomposed relative positions lengthen queries and keys by H + W channels, see :mod:`.rel_pos`.
+Decomposed relative positions lengthen queries, keys and values by H + W channels, see :mod:`.rel_pos`.
 """
 
 from typing import Callable, Optional, Sequence, Tuple
@@ -79,7 +79,7 @@ def query_weights(q: Tensor, k: Tensor, token: int, scale: float, mask: Optional
 
 
 def rel_pos_attention_flash(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Attention with decomposed relative positions as one dot product, see :mod:`.rel_pos`.
+    """Attention with decomposed relative positions in a form that flash kernels take, see :mod:`.rel_pos`.
 
     Args:
         q: (B, heads, Hq * Wq, C), tokens of a map in row-major order.
@@ -91,8 +91,7 @@ def rel_pos_attention_flash(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_
     Returns:
         (B, heads, Hq * Wq, C).
     """
-    scale = q.shape[-1] ** -0.5  # of the original width
-    q, k = concat_rel_pos(q, k, rel_h, rel_w)
+    q, k, scale = concat_rel_pos(q, k, rel_h, rel_w)
     return sdpa(q, k, v, scale=scale)
 
 
@@ -101,12 +100,13 @@ class RelPosAttention(nn.Module):
 
     Args:
         head_dim: Channels of a head.
-        input_size: (H, W) in tokens that the tables are learned for, the larger of query and key map. None disables
-            relative positions. Tables are interpolated for maps of other sizes, and when those of a checkpoint have
-            another length.
+        input_size: (H, W) in tokens that the tables are learned for: the finer of query and key map, not the input of
+            the block as in Detectron2. The tables have 2 H - 1 and 2 W - 1 rows. They are interpolated for maps of
+            other sizes, and when those of a checkpoint have another length. None disables relative positions.
 
     Attributes:
-        rel_pos_kernel: Function in place of :func:`rel_pos_attention_flash`, set by ``optimize_for_inference``.
+        rel_pos_kernel: Function in place of :func:`rel_pos_attention_flash`, with the same arguments. On a CPU
+            :func:`mmvitzoo.optimize_for_inference` sets it.
     """
 
     rel_pos_kernel: Optional[Callable[..., Tensor]] = None
@@ -204,8 +204,9 @@ class Attention(RelPosAttention):
 
         Args:
             x: Input of ``forward``, a batch of one.
-            window: Index of the query's window; 0 without windows.
-            token: Index of the query in its window.
+            window: Index of the query's window, in row-major order over the padded map; 0 without windows.
+            token: Index of the query in row-major order, in its window with padding. Without windows prefix tokens
+                come first.
             rope: Rotation of queries and keys, as in ``forward``.
 
         Returns:
@@ -218,5 +219,5 @@ class Attention(RelPosAttention):
             q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
         scale = q.shape[-1] ** -0.5
         if self.rel_pos_h is not None:
-            q, k = concat_rel_pos(q, k, *self.gather_rel_pos(x.shape[1:3], x.shape[1:3]))
+            q, k, scale = concat_rel_pos(q, k, *self.gather_rel_pos(x.shape[1:3], x.shape[1:3]))
         return query_weights(q, k, token, scale)[0]

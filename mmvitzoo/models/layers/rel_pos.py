@@ -14,8 +14,9 @@ and one-hot vectors e_y in R^H and e_x in R^W, the score is a single dot product
 
     s_ij = [q_i, h_i * sqrt(C), w_i * sqrt(C)] . [k_j, e_{y_j}, e_{x_j}] / sqrt(C)
 
-Concatenating these to q and k leaves plain softmax attention. A flash kernel computes it, with C + H + W channels
-instead of an N x N bias, and gradients reach the tables through h and w.
+Concatenating these to q and k leaves plain softmax attention, and gradients reach the tables through h and w. With
+values padded to the same C + H + W channels, flash kernels apply and memory is linear in tokens. CUDA's takes up to 256
+channels, such as H = W = 96 beside C = 64. Beyond that, PyTorch chooses another kernel.
 """
 
 from typing import Tuple
@@ -33,8 +34,8 @@ def get_rel_pos(q_size: int, k_size: int, table: Tensor) -> Tensor:
 
     Args:
         q_size: Number of queries along the axis.
-        k_size: Number of keys along the axis. If the numbers differ, the coordinates of the fewer are multiplied by
-            their ratio.
+        k_size: Number of keys along the axis. If the numbers differ, the coordinates of the coarser axis are
+            multiplied by their ratio, so that both count in steps of the finer.
         table: Table of (L, C), indexed by query minus key coordinate plus ``(k_size - 1) * max(q_size / k_size, 1)``.
             Tables of another length than ``2 * max(q_size, k_size) - 1`` are interpolated linearly.
 
@@ -45,8 +46,8 @@ def get_rel_pos(q_size: int, k_size: int, table: Tensor) -> Tensor:
     length = 2 * size - 1
     if not statically_true(table.shape[0] == length):
         table = resize_rel_pos(table, length)
-    # The same operands, dtype and truncation as in Detectron2's `get_rel_pos`, so that fractional ratios of the sizes
-    # pick the same entry. Each ratio is one division of integers, which ONNX rounds alike.
+    # The dtype and truncation of Detectron2's `get_rel_pos`, so that fractional ratios pick the same entry. The ratios
+    # are divisions of integers, which ONNX rounds alike; the offset is (k_size - 1) * max(q_size / k_size, 1).
     q_coords = torch.arange(q_size, device=table.device)[:, None] * (size / q_size)
     k_coords = torch.arange(k_size, device=table.device) * (size / k_size)
     offset = (k_size - 1) * size / k_size
@@ -72,10 +73,10 @@ def rel_pos_scores(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[Tensor, Ten
     return torch.einsum('bnhwc,hkc->bnhwk', q, rel_h), torch.einsum('bnhwc,wkc->bnhwk', q, rel_w)
 
 
-def concat_rel_pos(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[Tensor, Tensor]:
+def concat_rel_pos(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[Tensor, Tensor, float]:
     """Concatenates the relative scores to q and one-hot positions to k.
 
-    One dot product, scaled by ``C**-0.5``, then gives ``q.k * C**-0.5 + h[row] + w[col]``.
+    One dot product, multiplied by the scale, then gives ``q.k * C**-0.5 + h[row] + w[col]``.
 
     Args:
         q: (B, heads, Hq * Wq, C), tokens of a map in row-major order.
@@ -84,7 +85,7 @@ def concat_rel_pos(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[
         rel_w: (Wq, W, C).
 
     Returns:
-        (B, heads, Hq * Wq, C + H + W) and (B, heads, H * W, C + H + W).
+        (B, heads, Hq * Wq, C + H + W), (B, heads, H * W, C + H + W), and the scale, ``C**-0.5`` of the original width.
     """
     scale = q.shape[-1] ** -0.5
     height, width = rel_h.shape[1], rel_w.shape[1]
@@ -93,4 +94,4 @@ def concat_rel_pos(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tuple[
     one_hot = torch.cat([one_hot_row, one_hot_col], -1).flatten(0, 1).to(k.dtype).expand(*k.shape[:2], -1, -1)
     h, w = rel_pos_scores(q.unflatten(2, (rel_h.shape[0], rel_w.shape[0])), rel_h, rel_w)
     q = torch.cat([q, h.flatten(2, 3) / scale, w.flatten(2, 3) / scale], -1)
-    return q, torch.cat([k, one_hot], -1)
+    return q, torch.cat([k, one_hot], -1), scale

@@ -84,10 +84,12 @@ def test_arguments_are_inferred(kwargs):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('in_attention', [True, False])
 @pytest.mark.parametrize('out_indices', [(0, 1), (0,)])
-def test_early_stages_of_a_published_variant(out_indices):
+def test_early_stages_of_a_published_variant(out_indices, in_attention):
+    kwargs = dict(window_attention=True, out_indices=out_indices, dim_mul_in_attention=in_attention)
     with torch.device('meta'):
-        weights = MViTv2('tiny', window_attention=True, out_indices=out_indices).state_dict()
+        weights = MViTv2('tiny', **kwargs).state_dict()
         converted = convert(weights)
         MODELS.build(converted.backbone_cfg).load_state_dict(weights, strict=True)
     assert converted.arch == 'tiny' and converted.backbone_cfg['out_indices'] == out_indices

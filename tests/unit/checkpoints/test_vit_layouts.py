@@ -241,6 +241,9 @@ def test_hugging_face_vitdet():
         dict(residual_block_indexes=(0, 2)),
         dict(global_attn_indexes=(), residual_block_indexes=(3,)),
         dict(patch_size=8, img_size=96, pretrain_img_size=96, final_norm=True),
+        dict(img_size=48),  # all tables have one size
+        dict(window_size=4, global_attn_indexes=(0, 1, 2)),  # most blocks are global
+        dict(global_attn_indexes=(1, 3), out_indices=(1,)),
     ],
 )
 def test_arguments_are_inferred(kwargs):
@@ -298,6 +301,14 @@ def test_mmpretrain_head_after_a_hidden_layer_is_dropped():
     assert result.dropped.keys() == heads and not any(key.startswith('head.') for key in result.state_dict)
 
 
+def test_scalar_positions_are_named():
+    weights = {'conv_proj.weight': torch.zeros(8, 3, 16, 16), 'encoder.pos_embedding': torch.tensor(0.0)}
+    for name in ('ln_1.weight', 'mlp.0.weight', 'mlp.3.weight', 'self_attention.in_proj_weight'):
+        weights[f'encoder.layers.encoder_layer_0.{name}'] = torch.zeros((8, 8)[: 1 + ('ln' not in name)])
+    with pytest.raises(CheckpointError, match=r'pos_embed has shape \(\), expected 3 dimensions'):
+        convert(weights)
+
+
 @pytest.mark.parametrize('width', [96, 128])
 def test_encoder_of_segment_anything(width):
     """timm stores its positions as a map."""
@@ -327,7 +338,8 @@ def test_encoder_of_segment_anything(width):
             torch.zeros(5, 7),
             'rel_pos_h belongs to heads of 7 channels, which do not divide 48',
         ),
-        ('mmvitzoo', 'blocks.3.attn.rel_pos_w', None, 'blocks.3.attn.rel_pos_w is missing'),
+        ('mmvitzoo', 'blocks.1.attn.rel_pos_w', None, 'blocks.1.attn.rel_pos_w is missing'),
+        ('mmvitzoo', 'pos_embed', None, 'pos_embed is missing'),
     ],
 )
 def test_misshapen_or_missing_weight_is_named(source, key, value, message):

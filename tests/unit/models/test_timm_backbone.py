@@ -6,11 +6,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_checkpoint
 from timm.models import group_parameters
 from torch import nn
 
 from mmvitzoo.checkpoints import CheckpointError
+from mmvitzoo.checkpoints.conversion import convert_for
 from mmvitzoo.models import TimmBackbone
 from mmvitzoo.models.backbones import timm_backbone
 
@@ -267,6 +269,16 @@ def test_file_of_timm_is_loaded_as_by_timm(form, kwargs, in_channels, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model(x), expected))
 
 
+def test_converted_config_builds_the_model():
+    model = slim('vit', in_channels=4, out_indices=(0, 2), norm_outputs=True)
+    result = convert_for(model, dict(model.state_dict()))
+    again = MODELS.build(result.backbone_cfg)
+    again.load_state_dict(result.backbone, strict=True)
+    x = torch.randn(1, 4, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(again.eval()(x), model.eval()(x)))
+    assert result.description == 'vit_tiny_patch16_224, model_name=vit_tiny_patch16_224 (assumed)'
+
+
 def test_names_of_the_authors_are_renamed_by_timm(tmp_path):
     """Swin's authors downsample at the end of a stage, timm at the start of the next one."""
     file = save_whole('swin', tmp_path / 'a.pth')
@@ -332,6 +344,7 @@ def test_init_cfg_of_layers_is_not_overwritten():
     'kwargs, message',
     [
         (dict(model_name='swin2_tiny'), "has no model 'swin2_tiny'; did you mean swinv2_"),
+        (dict(model_name='swin_v2_tiny'), 'did you mean swinv2_tiny_window8_256'),
         (dict(model_name='bert'), "has no model 'bert'; (did you mean|timm.list_models)"),
         (dict(model_name='vit_tiny_patch16_224.nope'), r'timm cannot build .*Invalid pretrained tag \(nope\)'),
         (dict(CONVNEXT, img_size=64), "timm cannot build convnextv2_atto: .* argument 'img_size'"),
