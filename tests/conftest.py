@@ -52,8 +52,10 @@ TRIMMED = pytest.StashKey()  # memory of this process after the last trim, in by
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Returns freed memory to the system after each test file, and when the process has grown by 128 MB."""
+    """Returns memory to the system after each test file, and when the process has grown by 128 MB."""
     if nextitem is None or nextitem.path != item.path or resident_memory() > item.config.stash.get(TRIMMED, 0) + 2**27:
+        if 'torch._dynamo' in sys.modules:
+            torch.compiler.reset()  # compiled graphs
         gc.collect()
         with suppress(OSError, AttributeError):  # the C library is not glibc
             ctypes.CDLL('libc.so.6').malloc_trim(0)

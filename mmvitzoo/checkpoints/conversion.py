@@ -74,7 +74,8 @@ def convert(
     """Recognizes a checkpoint by its keys and shapes and renames it to this package's names.
 
     Args:
-        state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them.
+        state_dict: Tensors by key, as :func:`mmvitzoo.checkpoints.load` returns them. Its attribute ``_metadata`` tells
+            what shapes do not; a copy by a comprehension lacks it, and values are then assumed.
         family: Refuse files of other families than this, such as ``'mpvit'``.
         source: Refuse files of other sources than this, such as ``'official'``.
         act: Activation of a PlainViT's MLP, which no weight tells: ``'gelu'``, ``'gelu_tanh'`` or ``'quick_gelu'``.
@@ -100,7 +101,7 @@ def convert(
     own_metadata = backbone_metadata(state_dict)
     renamed = with_metadata(renamed, own_metadata)  # postprocess reads them
     try:
-        # Before postprocess, which joins weights that tell something, such as the biases of Flax.
+        # Before postprocess, which flattens Flax's biases of (heads, head_dim), for example.
         metadata = own_metadata or dict(layout.metadata(renamed) if callable(layout.metadata) else layout.metadata)
         if layout.postprocess:
             layout.postprocess(renamed, dropped)
@@ -114,12 +115,12 @@ def convert(
     if layout.square and positions is not None and positions.dim() == 3:  # infer_cfg refuses other shapes
         num_patches = positions.shape[1] - ('backbone.cls_token' in renamed)
         metadata['pos_embed_grid'] = (math.isqrt(num_patches),) * 2
-    renamed = with_metadata(renamed, metadata)  # infer_cfg reads them
+    renamed = with_metadata(renamed, metadata)  # infer_cfg takes them as told by the file
     try:
         backbone_cfg, assumed = MODELS.get(layout.model_name).infer_cfg(_backbone_weights(renamed))
     except ValueError as error:
         raise CheckpointError(f'{name}: no config can be inferred from the converted weights: {error}') from error
-    if not own_metadata:
+    if not own_metadata:  # what is customary for the layout is assumed nevertheless
         customary = [key for key in layout.assumed if key in metadata and (key != 'act' or act is None)]
         assumed.update({key: metadata[key] for key in customary})
     return ConversionResult(renamed, layout.family, layout.source, backbone_cfg, assumed, dropped, layout.note)

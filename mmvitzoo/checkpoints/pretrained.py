@@ -8,8 +8,9 @@ from typing import Optional
 from mmengine.logging import print_log
 from torch import nn
 
+from ..models.backbones.vit_weights import backbone_metadata
 from .conversion import convert_for
-from .reading import CheckpointError, download_once_per_node, is_url, load
+from .reading import CheckpointError, download_once_per_node, is_url, load, with_metadata
 
 
 def load_pretrained(
@@ -37,7 +38,9 @@ def load_pretrained(
     state_dict = load(checkpoint, key)
     if prefix:
         prefix = prefix.rstrip('.') + '.'
+        metadata = backbone_metadata(state_dict)
         state_dict = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        state_dict = with_metadata(state_dict, metadata, module='')
         if not state_dict:
             raise CheckpointError(f'{checkpoint}: no key starts with {prefix!r}')
     name = type(backbone).__name__

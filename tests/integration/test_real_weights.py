@@ -134,7 +134,11 @@ def test_restored_weights_compute_what_the_onnx_file_computes(download, timm_wei
     x = torch.rand(1, 3, 518, 518)
     with torch.no_grad():
         out = peer.forward_features(x)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+    content = model.SerializeToString()
+    del model
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False  # it keeps memory
+    session = onnxruntime.InferenceSession(content, options)
     (expected,) = session.run([name], {'input_image': x.numpy()})
     assert np.abs(out.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 

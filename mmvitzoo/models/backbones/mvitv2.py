@@ -91,7 +91,10 @@ class PoolingAttention(RelPosAttention):
         self.proj = nn.Linear(out_dim, out_dim)
 
     def pooled_qkv(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """(B, H, W, C) -> pooled and normalized maps of (B * heads, H', W', head_dim) for q, k and v."""
+        """(B, H, W, C) -> pooled and normalized q of (B * heads, Hq, Wq, D), k and v of (B * heads, Hkv, Wkv, D).
+
+        D is head_dim. The sizes are H and W divided by the strides, rounded up.
+        """
         # Heads are part of the batch from here on: pooling, windows and attention treat each head alike.
         # Contiguous, since convolutions would copy the strided maps of heads slowly.
         q, k, v = rearrange(
@@ -117,7 +120,7 @@ class PoolingAttention(RelPosAttention):
 
     def attention_weights(self, x: Tensor, window: int, token: int) -> Tensor:
         """Returns the weights of one pooled query for the pooled keys, see :meth:`.Attention.attention_weights`."""
-        q, k, _ = self.pooled_qkv(x)  # (heads, Hq, Wq, head_dim) and (heads, H, W, head_dim), of one image
+        q, k, _ = self.pooled_qkv(x)  # (heads, Hq, Wq, head_dim) and (heads, Hkv, Wkv, head_dim), of one image
         if self.window_size:  # (heads * windows, ...), of which one window of each head is taken
             q, k = (
                 window_partition(y, self.window_size // stride).unflatten(0, (self.num_heads, -1))[:, window]

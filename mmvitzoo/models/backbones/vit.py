@@ -61,8 +61,8 @@ OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')
 FFN_TYPES = ('mlp', 'swiglu')
 POS_TYPES = ('learned', 'rope', 'learned+rope')
 ACTS = dict(gelu=nn.GELU, gelu_tanh=partial(nn.GELU, approximate='tanh'), quick_gelu=QuickGELU)
-# Attributes that checkpoints carry as metadata, see `PlainViT.metadata`. DEFAULTS, below the class, are the
-# defaults of all arguments.
+# Attributes that `PlainViT.metadata` has, beside heads, grid and windows. Weights fit a model with others, too: unless
+# `check_compatible` refuses them, differences are logged.
 METADATA = (
     'rel_pos_scaled',
     'norm_eps',
@@ -149,7 +149,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Optional[Tuple[Tensor, Tensor, bool]] = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions.
 
-        ``rope`` is the rotation of queries and keys, see :class:`.RotaryPositions`.
+        ``rope`` is the rotation of queries and keys, see :class:`.Attention`.
         """
 
         def inner_forward(x: Tensor) -> Tensor:
@@ -177,8 +177,9 @@ class PlainViT(Backbone):
             ``ffn_type='swiglu'``, which has to be passed with them. DINOv3's S+ is ``'small'`` with it.
         img_size: Side in pixels, or (H, W), for which the relative positions of global blocks are learned. They are
             interpolated for other images.
-        pretrain_img_size: Side in pixels, or (H, W), for which the position embedding is learned. It is interpolated
-            for other images. None is ``img_size``. Detectron2's ViTDet has 1024 and the 224 of its classifier.
+        pretrain_img_size: Side in pixels, or (H, W), for which the position embedding is learned, and to which ``'pe'``
+            and ``'sbb'`` scale rotary coordinates. Positions are interpolated for other images. None is ``img_size``.
+            Detectron2's ViTDet has ``img_size=1024, pretrain_img_size=224``.
         patch_size: Side of a patch in pixels, or (H, W). The patch embedding of a checkpoint is resampled if its
             patches have another size (https://arxiv.org/abs/2212.08013).
         in_channels: Channels of the image.
@@ -200,8 +201,8 @@ class PlainViT(Backbone):
             published models also differ in ``pre_norm``, ``norm_eps`` and others;
             ``mmvitzoo.checkpoints.convert(state_dict).backbone_cfg`` has the arguments that fit a file. See
             :class:`mmvitzoo.models.layers.RotaryPositions`.
-        interpolate_offset: Offset of the scale factors when the table is resized: 0.1 for DINOv2 without registers in
-            the authors' implementation, 0 in Hugging Face's and timm's.
+        interpolate_offset: Number that is added to the sides of the new grid before they are divided by those of the
+            table: 0.1 for DINOv2 without registers in the authors' implementation, 0 in Hugging Face's and timm's.
         interpolate_antialias: Resize the table with antialiasing, as timm and DINOv2 with registers do.
         layer_scale_init_value: Initial value of layer scale, such as 1e-5; 0 is no layer scale.
         ffn_type: ``'mlp'``, or ``'swiglu'`` for a gated MLP.
@@ -394,7 +395,7 @@ class PlainViT(Backbone):
                 offset=int(with_cls_token and rope_type == 'pe'),  # PE counts from 1 beside a class token
                 grid=self.pos_embed_grid,
                 num_heads=arch['num_heads'],
-                num_layers=num_layers,
+                num_layers=self.out_indices[-1] + 1,
             )
         self._build_stem(patch_size)
         self.reg_token = nn.Parameter(torch.zeros(1, num_register_tokens, dim)) if num_register_tokens else None
@@ -458,8 +459,8 @@ class PlainViT(Backbone):
         )
 
     def check_compatible(self, result: Any) -> None:
-        # Detectron2 and SAM have tables for the unscaled query, and `fold_scale` makes those of the ViTAE authors'
-        # ViTDet such. ViTAE, a subclass, keeps its tables for the scaled query.
+        # A clearer message than the comparison below. Tables of plain ViTs from other sources are for the unscaled
+        # query; `fold_scale` multiplies those of the ViTAE authors' ViTDet. ViTAE, a subclass, has the family 'vitae'.
         is_for_unscaled = result.family == 'plainvit' and result.source != 'mmvitzoo'
         if self.rel_pos_scaled and is_for_unscaled and any('rel_pos' in key for key in result.backbone):
             raise ValueError(
@@ -477,7 +478,8 @@ class PlainViT(Backbone):
             pre_norm=not isinstance(self.norm_pre, nn.Identity),
             num_register_tokens=cfg.get('num_register_tokens', 0) if self.window_size else self.num_register_tokens,
         )
-        for name in ('layer_scale_init_value', 'qkv_bias'):  # without them, weights of the file would be left out
+        # If only the file has them, nothing would tell; if only the model has them, loading reports missing weights.
+        for name in ('layer_scale_init_value', 'qkv_bias'):
             if not getattr(self, name):
                 own[name] = getattr(self, name)
         if result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone:
@@ -707,6 +709,9 @@ class PlainViT(Backbone):
             print_log(f'{self._get_name()}: dropped the class token of the checkpoint', logger='current')
         if self.window_size and state_dict.pop(f'{prefix}reg_token', None) is not None:
             print_log(f'{self._get_name()}: dropped the registers of the checkpoint', logger='current')
+        freqs = state_dict.get(f'{prefix}rope.freqs')
+        if freqs is not None and freqs.dim() == 4:  # (2, num_layers, num_heads, head_dim / 2), also of later blocks
+            state_dict[f'{prefix}rope.freqs'] = freqs[:, : len(self.blocks)]
         if self.rope is not None:  # files of other sources lack its buffers
             for name, buffer in self.rope.named_buffers():
                 state_dict.setdefault(f'{prefix}rope.{name}', buffer)
@@ -748,8 +753,9 @@ class PlainViT(Backbone):
         num_positions, own_num_positions = loaded.shape[1], self.pos_embed.shape[1]
         num_cls = int(f'{prefix}cls_token' in state_dict)
         if num_cls and f'{prefix}reg_token' in state_dict:
-            # Beside registers, timm's tables have no place for the class token, and the keys do not tell. A known grid
-            # does. Else a table as long as ours is like ours, and another square number is that of patches alone.
+            # Beside registers, a table has H * W rows in timm and 1 + H * W in this package, under the same key. A
+            # known grid decides. Else a length equal to ours is read like ours, another square number as patches alone,
+            # and any other as 1 + patches. Converted files have the row; this is for load_state_dict.
             is_other_square = (
                 grid is None and num_positions != own_num_positions and math.isqrt(num_positions) ** 2 == num_positions
             )
@@ -779,7 +785,7 @@ class PlainViT(Backbone):
             state_dict[key] = torch.cat([torch.zeros_like(loaded[:, :1]), patches], 1)
 
 
-# Defaults of the arguments, also for what a layout or metadata may set in ViTAE.
+# Defaults of PlainViT's arguments. ViTAE is compared with checkpoints by them, too, and lacks most of the arguments.
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(PlainViT).parameters.items()}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .base import count_weights, weight_shape
 
-# Key in the metadata of a module. Files carry it, so it must not change.
+# Key of `PlainViT.metadata` in the metadata of a module. Files carry it, so it must not change.
 METADATA_KEY = 'backbone_cfg'
 SEQUENCES = ('pos_embed_grid', 'global_attn_indexes')  # sequences of integers; all other values are scalars
 
@@ -82,8 +82,8 @@ def infer_plain_arch(
     assumed = {}
     if num_heads is None:
         published = published_heads(arch_zoo, arch)
-        if len(published) == 2:  # DINOv3's H+ has the size of ViT-H, other heads, and a gated MLP
-            num_heads = published[is_gated(state_dict)]
+        if len(published) > 1:  # ViT-H, and DINOv3's H+ with a gated MLP and more heads
+            num_heads = max(published) if is_gated(state_dict) else min(published)
         elif published:
             num_heads = published[0]
         else:
@@ -172,10 +172,14 @@ def infer_windows(
 ) -> Tuple[int, Tuple[int, ...], Optional[Tuple[int, int]], bool]:
     """Infers which blocks attend in windows: from metadata, or else from the tables of relative positions.
 
-    Windows are square and most blocks have them: the most common size of a table is that of the windows, if it is
-    square, and blocks with another are global. If the tables of all blocks have one square size, the blocks of ViTDet
-    are assumed to be global, or none beside residual convolutions. Without tables windows of 14 x 14 tokens are assumed
-    beside residual convolutions, which need windows.
+    Windows are square, and most blocks have them. Without metadata:
+
+    - If the sizes of tables differ, the most common one is that of the windows. The other blocks are global.
+    - If all tables have one size that is not square, all blocks are global.
+    - If all tables have one square size, the last block of each quarter is assumed to be global as in ViTDet. With
+      residual convolutions, which replace global attention, or with fewer than 4 blocks, none is.
+    - Without tables, windows of 14 x 14 tokens are assumed beside residual convolutions. Other models are global, as
+      all published ones are.
 
     Args:
         state_dict: Weights of a backbone, without a prefix.
@@ -183,8 +187,9 @@ def infer_windows(
         metadata: Metadata, which may be empty.
 
     Returns:
-        Side of the windows in tokens, or 0 if all blocks are global; the global blocks beside windows; the grid (H, W)
-        of the tables of global blocks, or None if there are none; and whether all this is certain.
+        Side of the windows in tokens, 0 if all blocks are global; the global blocks, listed only if others have
+        windows; the grid (H, W) in tokens of the tables of global blocks, or None without such tables; and False if
+        these values are assumed.
     """
     has_tables = 'blocks.0.attn.rel_pos_h' in state_dict
     has_residual = any('.residual.' in key for key in state_dict)
@@ -231,7 +236,7 @@ def infer_positions(
         state_dict: Weights of a backbone, without a prefix.
         patch_size: (H, W) in pixels.
         global_grid: (H, W) in tokens of the relative positions of global blocks, if there are any.
-        saved_grid: (H, W) in tokens of the position embedding, if metadata tell it.
+        saved_grid: (H, W) in tokens of the position embedding or of scaled rotary positions, if metadata tell it.
 
     Returns:
         Arguments, and those of them that are assumed.
@@ -254,7 +259,7 @@ def infer_positions(
     elif 'blocks.0.attn.rel_pos_h' in state_dict:
         raise ValueError('pos_embed is missing')
     else:
-        # Without a table positions are rotary. Many files lack the buffers, so that no key of rope.* proves nothing.
+        # Without a table, positions are rotary, even if rope.* is absent: many files do not store these buffers.
         cfg['pos_type'] = 'rope'
         if saved_grid is not None and 'rope.grid' in state_dict:
             cfg['img_size'] = in_pixels(saved_grid, patch_size)

@@ -182,7 +182,8 @@ class Attention(RelPosAttention):
     def forward(self, x: Tensor, rope: Optional[Tuple[Tensor, Tensor, bool]] = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), or (B, N, C) -> (B, N, C) if global and without relative positions.
 
-        ``rope`` rotates queries and keys, see :class:`.RotaryPositions`.
+        ``rope`` rotates queries and keys: cosines and sines of (N, head_dim / 2), or (heads, N, head_dim / 2), and True
+        for pairs of neighboring channels, see :func:`.apply_rotary`.
         """
         size = x.shape[1:-1]
         if self.window_size:

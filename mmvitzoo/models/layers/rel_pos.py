@@ -15,8 +15,8 @@ and one-hot vectors e_y in R^H and e_x in R^W, the score is a single dot product
     s_ij = [q_i, h_i * sqrt(C), w_i * sqrt(C)] . [k_j, e_{y_j}, e_{x_j}] / sqrt(C)
 
 Concatenating these to q and k leaves plain softmax attention, and gradients reach the tables through h and w. With
-values padded to the same C + H + W channels, flash kernels apply and memory is linear in tokens. CUDA's takes up to 256
-channels, such as H = W = 96 beside C = 64. Beyond that, PyTorch chooses another kernel.
+values padded to the same C + H + W channels, flash kernels apply, and memory is N (C + H + W) per head instead of N^2.
+CUDA's takes up to 256 channels, such as H = W = 96 beside C = 64. Beyond that, PyTorch chooses another kernel.
 """
 
 from typing import Tuple

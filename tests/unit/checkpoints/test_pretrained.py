@@ -6,6 +6,7 @@ import pytest
 import torch
 from forms import MPVIT, slim
 from mmengine.registry import MODELS
+from torch import nn
 
 from mmvitzoo.checkpoints import CheckpointError, convert, load_pretrained, pretrained, reading, save
 from mmvitzoo.models import MPViT, PlainViT
@@ -60,6 +61,21 @@ def test_converted_file_with_and_without_prefix(tmp_path, official):
         assert torch.equal(model.stem[0].conv.weight, official['stem.0.conv.weight'])
     with pytest.raises(CheckpointError, match=r"no key starts with 'neck\.'"):
         build(tmp_path / 'a.safetensors', init_cfg=dict(prefix='neck.'))
+
+
+def test_prefix_keeps_the_metadata(tmp_path):
+    """Without them, 3 heads would be assumed, and the positions would be taken as 12 x 12."""
+    arch = dict(embed_dims=192, num_layers=1, num_heads=6, mlp_ratio=1)
+    detector = nn.ModuleDict(dict(backbone=PlainViT(arch, img_size=(256, 144))))
+    torch.save(detector.state_dict(), tmp_path / 'a.pth')
+    path = str(tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='num_heads=6, the model has'):
+        load_pretrained(PlainViT(dict(arch, num_heads=3)), path, 'backbone.')
+    model = PlainViT(arch, img_size=(128, 72))
+    load_pretrained(model, path, 'backbone.')
+    expected = PlainViT(arch, img_size=(128, 72))
+    expected.load_state_dict(detector.backbone.state_dict())
+    assert torch.equal(model.pos_embed, expected.pos_embed)
 
 
 def test_key_of_the_weights(tmp_path, official):

@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmvitzoo.checkpoints import CheckpointError, convert, export, load_pretrained, save
 from mmvitzoo.checkpoints.layouts import LAYOUTS
 from mmvitzoo.checkpoints.layouts.vit import HUGGING_FACE
+from mmvitzoo.models import PlainViT
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / 'configs' / 'vitdet'
@@ -255,6 +256,17 @@ def test_arguments_are_inferred(kwargs):
     x = torch.randn(1, 3, 80, 112)
     with torch.no_grad():
         torch.testing.assert_close(again(x)[0], model.eval()(x)[0], atol=1e-6, rtol=1e-5)
+
+
+def test_mixed_rotary_frequencies_of_early_blocks():
+    whole = PlainViT(ARCH, img_size=32, pos_type='rope', rope_type='mixed')
+    early = PlainViT(ARCH, img_size=32, pos_type='rope', rope_type='mixed', out_indices=(1,))
+    early.load_state_dict(whole.state_dict(), strict=False)
+    result = convert(early.state_dict())
+    again = MODELS.build(result.backbone_cfg).eval()
+    again.load_state_dict(result.backbone, strict=True)
+    x = torch.randn(1, 3, 32, 48)
+    assert torch.equal(again(x)[0], early.eval()(x)[0])
 
 
 def test_classifier_initializes_a_detector(tmp_path):
