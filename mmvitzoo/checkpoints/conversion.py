@@ -36,7 +36,8 @@ class ConversionResult:
         source: Source of the names that were recognized, such as ``'timm'``.
         backbone_cfg: Config of a backbone that loads these weights with ``strict=True``, or of the
             :class:`.TimmBackbone` that they were converted for.
-        assumed: Arguments of the backbone that cannot be inferred from shapes, with their assumed values.
+        assumed: Arguments of the backbone that were guessed, with their values. Arguments that nothing tells and that
+            keep their defaults, such as ``norm_eps``, are not listed.
         dropped: Keys that were left out on purpose, with the reason.
         note: Sentence for the user of a converted file, such as its license; empty if there is none.
     """
@@ -151,8 +152,12 @@ def convert_for(backbone: Backbone, state_dict: Dict[str, Tensor]) -> Conversion
         weights = backbone.apply_timm_filter(state_dict)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f'timm cannot read the weights as those of {name}: {error!r}') from error
+    refuse_lora(key for key in weights if key not in own)
     renamed = {f'{PREFIX}model.{key}': value for key, value in weights.items()}
-    adapted = backbone.weights_to_adapt(renamed, PREFIX)
+    try:
+        adapted = backbone.weights_to_adapt(renamed, PREFIX)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     for key, value in weights.items():
         if key in own and value.shape != own[key].shape and f'{PREFIX}model.{key}' not in adapted:
             raise CheckpointError(f'{key} has shape {tuple(value.shape)}, {name} has {tuple(own[key].shape)}')

@@ -21,7 +21,7 @@ from torch import nn
 from mmvitzoo.checkpoints import save
 from mmvitzoo.inference import load_model
 
-SIZES = ((1, 3, 224, 224), (3, 3, 256, 448), (2, 3, 227, 373))
+SIZES = ((1, 3, 224, 224), (3, 3, 64, 256), (2, 3, 227, 290))  # the last is larger than the windows of MViTv2
 SMALL = ((1, 3, 33, 64), (1, 3, 224, 100))  # the last feature maps are smaller than a window
 
 

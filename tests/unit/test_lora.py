@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 import mmvitzoo
 import mmvitzoo.engine.layer_decay  # registers the constructor
-from mmvitzoo.checkpoints import CheckpointError, export, match_names, save
+from mmvitzoo.checkpoints import CheckpointError, export, load_pretrained, match_names, save
 from mmvitzoo.engine import add_lora, merge_lora
 from mmvitzoo.models import PlainViT, TimmBackbone
 
@@ -292,13 +292,17 @@ def test_loading_reports_what_is_missing_elsewhere():
     assert missing == ['backbone.norm.bias', 'neck.fpn_convs.0.conv.weight'] and not unexpected
 
 
-def test_updates_are_not_lost_in_a_model_without_them():
+def test_updates_are_not_lost_in_a_model_without_them(tmp_path):
     """A backbone refuses a checkpoint with updates as ``load_from``, and as ``init_cfg``."""
     weights = MODELS.build(DETECTOR).state_dict()
     plain = MODELS.build(dict(DETECTOR, backbone=VIT))
     with pytest.raises(CheckpointError, match='lora_down.weight is a low-rank update; tools/merge_lora.py merges it'):
         match_names(plain, weights)
     assert match_names(plain, merge_lora(MODELS.build(DETECTOR)).state_dict())
+    for module in (VIT, dict(type='TimmBackbone', model_name='vit_tiny_patch16_224', depth=1)):
+        torch.save(MODELS.build(lora_backbone(module)).state_dict(), tmp_path / 'a.pth')
+        with pytest.raises(CheckpointError, match='is a low-rank update'):
+            load_pretrained(MODELS.build(module), str(tmp_path / 'a.pth'))
 
 
 def test_distributed_data_parallel():

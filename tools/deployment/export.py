@@ -122,7 +122,9 @@ def export_onnx(model: ExportModel, images: Tensor, dynamic: bool, path: Path, o
         verbose=False,
     )
     program.save(path)
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False  # it keeps the memory of the largest image
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {'images': x.numpy()})]
 
 

@@ -254,6 +254,7 @@ class MPViT(Backbone):
         super().__init__(
             arch, NUM_STAGES, out_indices, drop_path_rate, frozen_stages, norm_eval, init_cfg, pretrained, in_channels
         )
+        self._check_flags(norm_eval=norm_eval, with_cp=with_cp)
         for key, values in self.arch.items():
             self._check_stages(key, values, NUM_STAGES, (int, float) if key == 'mlp_ratios' else int)
         dims = tuple(self.arch['embed_dims'])

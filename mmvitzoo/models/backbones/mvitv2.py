@@ -273,6 +273,7 @@ class MViTv2(Backbone):
             in_channels=in_channels,
         )
         self._check_arch()
+        self._check_flags(window_attention=window_attention, dim_mul_in_attention=dim_mul_in_attention, with_cp=with_cp)
         img_size = self._check_size('img_size', img_size, least=32)
         dim, num_heads, num_layers = (self.arch[key] for key in ('embed_dims', 'num_heads', 'num_layers'))
         self.dim_mul_in_attention = dim_mul_in_attention

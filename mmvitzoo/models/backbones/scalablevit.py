@@ -256,6 +256,7 @@ class ScalableViT(Backbone):
             in_channels=in_channels,
         )
         self._check_arch()
+        self._check_flags(with_cp=with_cp)
         self._check_number('window_size', window_size)
         dims, num_layers = self.arch['embed_dims'], self.arch['num_layers']
         self.out_channels = tuple(dims)

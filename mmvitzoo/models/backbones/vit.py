@@ -61,8 +61,8 @@ OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')
 FFN_TYPES = ('mlp', 'swiglu')
 POS_TYPES = ('learned', 'rope', 'learned+rope')
 ACTS = dict(gelu=nn.GELU, gelu_tanh=partial(nn.GELU, approximate='tanh'), quick_gelu=QuickGELU)
-# Attributes that `PlainViT.metadata` has, beside heads, grid and windows. Weights fit a model with others, too: unless
-# `check_compatible` refuses them, differences are logged.
+# Attributes that `PlainViT.metadata` has, beside heads, grid and windows. Weights also load into a model with other
+# values: `check_compatible` refuses some, `log_differences` logs the others but for `norm_outputs`.
 METADATA = (
     'rel_pos_scaled',
     'norm_eps',
@@ -482,11 +482,10 @@ class PlainViT(Backbone):
         for name in ('layer_scale_init_value', 'qkv_bias'):
             if not getattr(self, name):
                 own[name] = getattr(self, name)
-        if result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone:
+        told = backbone_metadata(result.state_dict) or {}  # of the file or of its layout; a guess refuses nothing
+        if 'rel_pos_scaled' in told and 'blocks.0.attn.rel_pos_h' in result.backbone:
             own['rel_pos_scaled'] = self.rel_pos_scaled
-        # The names of another source belong to one type. Our own names without metadata give a guess, which refuses
-        # nothing.
-        if 'rope' in cfg.get('pos_type', '') and ('rope_type' not in result.assumed or result.source != 'mmvitzoo'):
+        if 'rope' in cfg.get('pos_type', '') and ('rope_type' in told or 'rope_type' not in result.assumed):
             own['rope_type'] = self.rope_type
         loaded = {name: cfg.get(name, DEFAULTS[name]) for name in own}
         # Weights for 3 channels are adapted while they are loaded.
@@ -519,9 +518,10 @@ class PlainViT(Backbone):
             own.pop('rope_type')
         loaded = {name: result.backbone_cfg.get(name, DEFAULTS[name]) for name in own}
         own['num_heads'], loaded['num_heads'] = self.arch['num_heads'], self.arch_of(result.backbone_cfg)['num_heads']
+        told = {'num_heads', *result.backbone_cfg, *(backbone_metadata(result.state_dict) or {})} - set(result.assumed)
         for name, value in own.items():
             if value != loaded[name]:
-                note = ', which is assumed' if name in result.assumed else ''
+                note = '' if name in told else ', which is assumed'
                 print_log(
                     f'{self._get_name()}: the weights belong to {name}={loaded[name]!r}{note}; '
                     f'the model has {name}={value!r}',

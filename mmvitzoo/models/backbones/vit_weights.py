@@ -3,7 +3,8 @@
 Shapes tell widths, depths and which options have weights. They do not tell the number of heads, windows beside tables
 of one size, the grid of a position embedding that is not square, epsilons, activations, and the conventions of
 positions. State dicts of this package carry these values as metadata of torch (``state_dict._metadata``), which
-``torch.save`` keeps. Files of other sources lack them: values are then assumed, and returned as such.
+``torch.save`` keeps. Files of other sources lack them. Heads, windows, grids that are not square and the type of rotary
+positions are then assumed, and returned as such. The rest comes from the layout, or else has PlainViT's defaults.
 """
 
 import math
@@ -246,7 +247,7 @@ def infer_positions(
     has_rope = any(key.startswith('rope.') for key in state_dict)
     if 'pos_embed' in state_dict:
         num_patches = weight_shape(state_dict, 'pos_embed', 3)[1] - ('cls_token' in state_dict)
-        known = [grid for grid in (saved_grid, global_grid) if grid is not None and math.prod(grid) == num_patches]
+        known = [grid for grid in (saved_grid, global_grid) if grid is not None and 0 < math.prod(grid) == num_patches]
         grid = tuple(known[0]) if known else nearest_grid(num_patches)
         cfg['img_size'] = in_pixels(global_grid or grid, patch_size)
         if global_grid not in (None, grid):

@@ -14,6 +14,7 @@ from mmvitzoo.checkpoints import CheckpointError, convert, export, load_pretrain
 from mmvitzoo.checkpoints.layouts import LAYOUTS
 from mmvitzoo.checkpoints.layouts.vit import HUGGING_FACE
 from mmvitzoo.models import PlainViT
+from mmvitzoo.models.backbones import vit
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / 'configs' / 'vitdet'
@@ -193,6 +194,27 @@ def test_unpublished_width_loads_its_own_weights(tmp_path, dim, heads):
 
 
 @pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(pos_type='rope', rope_type='axial'),
+        dict(pos_type='rope', rope_type='pe'),
+        dict(with_cls_token=False, window_size=2, use_rel_pos=True, rel_pos_scaled=True),
+        dict(norm_eps=1e-5, act='quick_gelu'),
+    ],
+)
+def test_guesses_about_a_file_without_metadata_refuse_nothing(kwargs, tmp_path, monkeypatch):
+    model = PlainViT(ARCH, img_size=64, **kwargs)
+    torch.save(dict(model.state_dict()), tmp_path / 'a.pth')
+    again = PlainViT(ARCH, img_size=64, **kwargs)
+    lines = []
+    monkeypatch.setattr(vit, 'print_log', lambda line, **kwargs: lines.append(line))
+    load_pretrained(again, str(tmp_path / 'a.pth'))
+    assert all(torch.equal(x, y) for x, y in zip(model.state_dict().values(), again.state_dict().values()))
+    differences = [x for x in lines if 'the weights belong to' in x]
+    assert all('which is assumed' in x for x in differences) and bool(differences) == ('rel_pos_scaled' not in kwargs)
+
+
+@pytest.mark.parametrize(
     'family, source, key',
     [
         ('plainvit', 'vitae-repository', 'backbone.blocks.0.attn.rel_pos_h'),
@@ -313,11 +335,14 @@ def test_mmpretrain_head_after_a_hidden_layer_is_dropped():
     assert result.dropped.keys() == heads and not any(key.startswith('head.') for key in result.state_dict)
 
 
-def test_scalar_positions_are_named():
+def test_positions_without_patches_are_named():
     weights = {'conv_proj.weight': torch.zeros(8, 3, 16, 16), 'encoder.pos_embedding': torch.tensor(0.0)}
     for name in ('ln_1.weight', 'mlp.0.weight', 'mlp.3.weight', 'self_attention.in_proj_weight'):
         weights[f'encoder.layers.encoder_layer_0.{name}'] = torch.zeros((8, 8)[: 1 + ('ln' not in name)])
     with pytest.raises(CheckpointError, match=r'pos_embed has shape \(\), expected 3 dimensions'):
+        convert(weights)
+    weights['encoder.pos_embedding'], weights['class_token'] = torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)
+    with pytest.raises(CheckpointError, match='pos_embed has no position of a patch'):
         convert(weights)
 
 
