@@ -23,7 +23,8 @@ import timm
 import torch
 from make_mini_coco import build_mini_coco
 
-import mmvitzoo  # noqa: F401  registers the models
+import mmvitzoo
+from mmvitzoo.checkpoints.reading import _cache_path
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI_CONFIG = 'configs/mpvit/mask-rcnn_mpvit-tiny_fpn_mini-coco.py'
@@ -120,9 +121,15 @@ def mock_datasets(workspace, load_golden):
     (workspace / 'checkpoints').mkdir(exist_ok=True)
     deit = timm.create_model('deit_tiny_patch16_224')
     torch.save({'model': deit.state_dict()}, workspace / 'checkpoints/deit_tiny.pth')
+    os.environ['TORCH_HOME'] = str(workspace / 'torch')  # cache of downloads
     for arch in ('tiny', 'small'):
         weights = load_golden(f'mpvit_{arch}_official').state_dict
-        torch.save({'model': weights}, workspace / f'checkpoints/mpvit_{arch}.pth')
+        file = workspace / f'checkpoints/mpvit_{arch}.pth'
+        torch.save({'model': weights}, file)
+        config = mmvitzoo.get_config(f'retinanet_mpvit-{arch}_fpn_1x_coco')
+        cached = Path(_cache_path(config.model.backbone.init_cfg.checkpoint))
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.symlink_to(file)
     data, coco, imagenet = (workspace / 'data' / name for name in ('mini', 'coco', 'imagenet'))
     ade20k = workspace / 'data' / 'ade' / 'ADEChallengeData2016'
     for folder in (coco / 'annotations', imagenet / 'meta', ade20k / 'images', ade20k / 'annotations'):

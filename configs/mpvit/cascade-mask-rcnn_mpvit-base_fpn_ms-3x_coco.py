@@ -4,7 +4,7 @@ model = dict(
     backbone=dict(
         arch='base',
         drop_path_rate=0.5,
-        init_cfg=dict(checkpoint='checkpoints/mpvit_base.pth'),
+        init_cfg=dict(checkpoint='https://dl.dropbox.com/s/la8w31m0apj2830/mpvit_base.pth'),
     ),
     neck=dict(in_channels=[224, 368, 480, 480]),
 )

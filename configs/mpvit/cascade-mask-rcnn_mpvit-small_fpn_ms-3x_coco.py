@@ -17,7 +17,7 @@ model = dict(
         arch='small',
         drop_path_rate=0.2,
         norm_cfg=dict(type='SyncBN'),
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mpvit_small.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='https://dl.dropbox.com/s/y3dnmmy8h4npz7a/mpvit_small.pth'),
     ),
     neck=dict(in_channels=[128, 216, 288, 288]),
     roi_head=dict(

@@ -10,7 +10,7 @@ model = dict(
         out_indices=(1, 2, 3),
         drop_path_rate=0.2,
         norm_cfg=dict(type='SyncBN'),
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mpvit_small.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='https://dl.dropbox.com/s/y3dnmmy8h4npz7a/mpvit_small.pth'),
     ),
     neck=dict(in_channels=[216, 288, 288]),
 )

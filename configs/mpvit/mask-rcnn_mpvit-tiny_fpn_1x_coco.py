@@ -14,7 +14,7 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.1,
         norm_cfg=dict(type='SyncBN'),
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mpvit_tiny.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='https://dl.dropbox.com/s/1cmquqyjmaeeg1n/mpvit_tiny.pth'),
     ),
     neck=dict(in_channels=[96, 176, 216, 216]),
 )

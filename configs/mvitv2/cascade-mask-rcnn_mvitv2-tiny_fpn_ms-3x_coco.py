@@ -20,7 +20,9 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         window_attention=True,
         drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/MViTv2_T_in1k.pyth'),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_T_in1k.pyth'
+        ),
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
     rpn_head=dict(num_convs=2),

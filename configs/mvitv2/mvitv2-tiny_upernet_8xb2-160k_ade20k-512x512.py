@@ -10,7 +10,9 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         window_attention=True,
         drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/MViTv2_T_in1k.pyth'),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_T_in1k.pyth'
+        ),
     )
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(rel_pos=dict(decay_mult=0.0))))

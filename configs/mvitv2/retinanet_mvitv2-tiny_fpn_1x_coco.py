@@ -16,7 +16,9 @@ model = dict(
         out_indices=(1, 2, 3),  # the neck does not use the first map, whose norm would have no gradient
         window_attention=True,
         drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/MViTv2_T_in1k.pyth'),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_T_in1k.pyth'
+        ),
     ),
     neck=dict(in_channels=[192, 384, 768], start_level=0, relu_before_extra_convs=True),  # as in Detectron2
 )

@@ -4,6 +4,6 @@ model = dict(
     backbone=dict(
         final_norm=True,
         drop_path_rate=0.1,
-        init_cfg=dict(checkpoint='checkpoints/deit_base_patch16_224-b5f2ef4d.pth'),
+        init_cfg=dict(checkpoint='https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth'),
     )
 )

@@ -1,5 +1,8 @@
 _base_ = './plainvit-base_mln_upernet_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(drop_path_rate=0.1, init_cfg=dict(checkpoint='checkpoints/deit_base_patch16_224-b5f2ef4d.pth'))
+    backbone=dict(
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth'),
+    )
 )

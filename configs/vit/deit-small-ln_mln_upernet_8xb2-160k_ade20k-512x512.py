@@ -5,7 +5,7 @@ model = dict(
         arch='small',
         final_norm=True,
         drop_path_rate=0.1,
-        init_cfg=dict(checkpoint='checkpoints/deit_small_patch16_224-cd65a155.pth'),
+        init_cfg=dict(checkpoint='https://dl.fbaipublicfiles.com/deit/deit_small_patch16_224-cd65a155.pth'),
     ),
     neck=dict(in_channels=[384, 384, 384, 384], out_channels=384),
     decode_head=dict(in_channels=[384, 384, 384, 384]),

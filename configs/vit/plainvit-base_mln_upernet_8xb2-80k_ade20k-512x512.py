@@ -17,7 +17,10 @@ model = dict(
         img_size=512,
         out_indices=(2, 5, 8, 11),
         final_norm=False,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/jx_vit_base_p16_224-80ecf9dd.pth'),
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd.pth',
+        ),
     ),
     decode_head=dict(num_classes=150),
     auxiliary_head=dict(num_classes=150),

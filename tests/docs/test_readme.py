@@ -103,16 +103,15 @@ def example(*texts):
     return found
 
 
-@pytest.mark.parametrize('backbone, detector', [('MPViT', 'RetinaNet'), ('PlainViT', 'MaskRCNN')])
-def test_config_example_builds_a_detector(tmp_path, backbone, detector):
-    (tmp_path / 'config.py').write_text(example('_base_', f"type='{backbone}'"))
+def test_config_example_builds_a_detector(tmp_path):
+    (tmp_path / 'config.py').write_text(example('_base_', "type='PlainViT'"))
     config = Config.fromfile(tmp_path / 'config.py')
     init_default_scope(config.default_scope)
     with torch.device('meta'):
         model = MODELS.build(config.model).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without data
         model.to_empty(device='cpu')
-        assert type(model.backbone).__name__ == backbone and type(model).__name__ == detector
+        assert type(model.backbone).__name__ == 'PlainViT' and type(model).__name__ == 'MaskRCNN'
         assert len(model.extract_feat(torch.zeros(1, 3, 64, 64))) == 5
 
 
@@ -122,17 +121,6 @@ def test_model_list_example():
     assert values['config'].model.backbone.type == 'MPViT'
     names = values['mmvitzoo'].list_models(family='mpvit', task='detection')
     assert f'[{names[0]!r}, ...]' in block
-
-
-def test_conversion_example(tmp_path, monkeypatch, load_golden):
-    (tmp_path / 'checkpoints').mkdir()
-    torch.save({'model': load_golden('mpvit_tiny_official').state_dict}, tmp_path / 'checkpoints/mpvit_tiny.pth')
-    monkeypatch.chdir(tmp_path)
-    values = {}
-    exec(example('convert('), values)
-    result = values['result']
-    assert (result.family, result.source, result.arch) == ('mpvit', 'official', 'tiny')
-    MODELS.build(result.backbone_cfg).load_state_dict(result.backbone, strict=True)
 
 
 def test_no_placeholders_remain():

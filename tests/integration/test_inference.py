@@ -107,7 +107,7 @@ def test_mim_downloads_published_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     'name, reason',
     [
-        ('mpvit-tiny_8xb128_in1k', 'no address is known; published by the authors with their implementation'),
+        ('scalablevit-small_8xb128_in1k', 'no address is known; published by the authors with their implementation'),
         (DETECTOR, 'there are none; train this config'),
     ],
 )

@@ -271,8 +271,11 @@ def test_checkpoints(lay_out, tmp_path):
     backbone = MODELS.build(dict(type='MPViT', arch='tiny')).state_dict()
     torch.save(backbone, 'backbone.pth')
     report = adapt_config(MASKS, folder, 'mine.py')
+    assert not any('note' in line for line in report)  # the config names an address
+    report = adapt_config('mask-rcnn_scalablevit-small_fpn_1x_coco', folder, 'mine.py', overwrite=True)
     (note,) = [line for line in report if line.startswith('note')]
-    assert re.search('lacks checkpoints/mpvit_tiny.pth: see .*/configs/mpvit/README.md, or set .*init_cfg=None', note)
+    readme = '.*/configs/scalablevit/README.md, or set .*init_cfg=None'
+    assert re.search(f'lacks checkpoints/scalablevit_small.pth: see {readme}', note)
     for name in (MASKS, 'mask-rcnn_mpvit-tiny_fpn_mini-coco'):  # the latter has another kind of init_cfg
         report = adapt_config(name, folder, 'mine.py', checkpoint='backbone.pth', overwrite=True)
         config = Config.fromfile('mine.py')

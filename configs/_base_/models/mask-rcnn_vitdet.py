@@ -18,7 +18,9 @@ model = dict(
         global_attn_indexes=(2, 5, 8, 11),
         use_rel_pos=True,
         drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mae_pretrain_vit_base.pth'),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth'
+        ),
     ),
     neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=768),
     rpn_head=dict(type='NormRPNHead', num_convs=2, norm_cfg=norm_cfg),

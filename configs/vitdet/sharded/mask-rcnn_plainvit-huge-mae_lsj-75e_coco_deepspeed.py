@@ -11,7 +11,9 @@ model = dict(
         arch='huge',
         global_attn_indexes=(7, 15, 23, 31),
         drop_path_rate=0.5,
-        init_cfg=dict(checkpoint='checkpoints/mae_pretrain_vit_huge_p14to16.pth'),
+        init_cfg=dict(
+            checkpoint='https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MAE/mae_pretrain_vit_huge_p14to16.pth'
+        ),
     ),
     neck=dict(in_channels=1280),
 )

@@ -11,7 +11,7 @@ model = dict(
         arch='large',
         global_attn_indexes=(5, 11, 17, 23),
         drop_path_rate=0.4,
-        init_cfg=dict(checkpoint='checkpoints/mae_pretrain_vit_large.pth'),
+        init_cfg=dict(checkpoint='https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large.pth'),
     ),
     neck=dict(in_channels=1024),
 )
