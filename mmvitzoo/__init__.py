@@ -19,7 +19,7 @@ REQUIRED = (
     ('mmengine', '0.10.0', 'pip install mmengine'),
     ('mmcv', '2.0.0', 'pip install mmcv-lite==2.1.0, then python -m mmvitzoo.ops install'),
     ('einops', '0.6.1', 'pip install "einops>=0.6.1"'),
-    ('timm', '0.9.0', 'pip install "timm>=0.9"'),
+    ('timm', '0.9.9', 'pip install "timm>=0.9.9"'),
     ('safetensors', '0.3.1', 'pip install "safetensors>=0.3.1"'),
 )
 # Optional toolboxes: distribution, minimum version, command that installs it. They are not imported for the check.

@@ -14,9 +14,11 @@ from logging import WARNING
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -258,17 +260,24 @@ def _extend_call_hook(original: Callable) -> Callable:
 
 
 def load_from_local(filename: str, map_location: Any) -> Any:
-    """Reads a local file: MMEngine's own with its meta data, the authors' without executing code."""
+    """Reads a local file without executing code: MMEngine's own with its meta data, of others the weights.
+
+    Before PyTorch 2.6, files that hold more than tensors and plain values are read by MMEngine, which may execute code.
+    """
     path = os.path.expanduser(filename)
-    if not os.path.isfile(path) or is_torch_file(path):
-        with suppress(pickle.UnpicklingError):  # it holds more than weights, which torch refuses
+    if not os.path.isfile(path):
+        return mmengine_checkpoint.load_from_local(filename, map_location)  # raises its error
+    if is_torch_file(path):
+        with suppress(pickle.UnpicklingError):
+            return torch.load(path, map_location, weights_only=True)
+        if digit_version(torch.__version__) < digit_version('2.6.0'):
             return mmengine_checkpoint.load_from_local(filename, map_location)
     return dict(state_dict=load(path))
 
 
-def load_from_http(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
-    """Reads an address: formats that MMEngine does not know are downloaded once per node."""
-    if not filename.endswith(('.pkl', '.safetensors')):
-        return mmengine_checkpoint.load_from_http(filename, map_location, **kwargs)
-    download_once_per_node(filename)
-    return dict(state_dict=load(filename))
+def load_from_http(filename: str, map_location: Any = None) -> Any:
+    """Reads an address like a local file, after the first process of each node has downloaded it."""
+    path = download_once_per_node(filename)
+    if is_torch_file(path):
+        return load_from_local(path, map_location)
+    return dict(state_dict=load(filename))  # by its address, so that a page downloaded by mistake is deleted

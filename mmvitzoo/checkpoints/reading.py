@@ -102,13 +102,16 @@ def download(url: str) -> str:
     return target
 
 
-def download_once_per_node(url: str) -> None:
+def download_once_per_node(url: str) -> str:
     """Downloads a file in the first process of each node, while the others wait.
 
     Every process of a distributed run has to call it. Afterwards :func:`load` finds the file in the cache.
 
     Args:
         url: An http(s) address.
+
+    Returns:
+        Path of the local file.
 
     Raises:
         CheckpointError: The file cannot be downloaded; raised in every process of the node.
@@ -121,6 +124,7 @@ def download_once_per_node(url: str) -> None:
         barrier()  # reached after a failure as well: the other processes wait here
     if not os.path.exists(_cache_path(url)):
         raise CheckpointError(f'{url}: the first process of this node could not download it')
+    return _cache_path(url)
 
 
 def _cache_path(url: str) -> str:

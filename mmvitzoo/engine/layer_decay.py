@@ -7,8 +7,12 @@ from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
 from torch import nn
+
+try:
+    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+except ImportError as error:
+    raise ImportError(f'layer decay requires MMPretrain: mim install "mmpretrain>=1.0" ({error})') from error
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

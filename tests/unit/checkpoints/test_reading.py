@@ -2,6 +2,7 @@
 
 import collections
 import io
+import os
 import pickle
 import tarfile
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from evil import Evil, attacks, little_memory, nothing_executed, outcome
+from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
 
 from mmvitzoo.checkpoints import CheckpointError, load, reading
@@ -171,6 +173,23 @@ def test_url_is_downloaded_once(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match='^https://example.org/other/weights.pth: is neither'):
             load('https://example.org/other/weights.pth')
     assert len(calls) == 3
+
+
+def test_mmengine_reads_an_address_without_executing_code(tmp_path, monkeypatch):
+    target = tmp_path / 'executed'
+    content = dict(state_dict=WEIGHTS, meta=dict(epoch=3))
+
+    def download(url, file):
+        torch.save(dict(content, extra=Evil(os.system, f'touch {target}')) if 'hostile' in url else content, file)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    loaded = CheckpointLoader.load_checkpoint('https://example.org/a.pth')
+    assert_weights(loaded['state_dict'])
+    assert loaded['meta'] == dict(epoch=3)
+    with pytest.raises(CheckpointError, match='system'):
+        CheckpointLoader.load_checkpoint('https://example.org/hostile.pth')
+    assert not target.exists()
 
 
 def test_failed_download(tmp_path, monkeypatch):
