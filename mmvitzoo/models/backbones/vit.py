@@ -483,7 +483,8 @@ class PlainViT(Backbone):
             if not getattr(self, name):
                 own[name] = getattr(self, name)
         told = backbone_metadata(result.state_dict) or {}  # of the file or of its layout; a guess refuses nothing
-        if 'rel_pos_scaled' in told and 'blocks.0.attn.rel_pos_h' in result.backbone:
+        has_tables = result.family == 'plainvit' and 'blocks.0.attn.rel_pos_h' in result.backbone
+        if has_tables and 'rel_pos_scaled' in told:
             own['rel_pos_scaled'] = self.rel_pos_scaled
         if 'rope' in cfg.get('pos_type', '') and ('rope_type' in told or 'rope_type' not in result.assumed):
             own['rope_type'] = self.rope_type
