@@ -168,7 +168,8 @@ class PlainViT(Backbone):
 
     With the options below it is also the backbone of DeiT III, DINOv2, DINOv3, CLIP, SigLIP, Perception Encoder and
     RoPE-ViT. Their converted checkpoints tell which options they need. Parameters have the names of timm's
-    ``VisionTransformer``; its ``Eva``, such as DINOv3, has others, which the converter renames. Every map has stride ``patch_size`` and ``embed_dims`` channels. See :class:`.Backbone` for arguments that all backbones share.
+    ``VisionTransformer``; its ``Eva``, such as DINOv3, has others, which the converter renames. Every map has stride
+    ``patch_size`` and ``embed_dims`` channels. See :class:`.Backbone` for arguments that all backbones share.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'``, ``'large'``, ``'huge'``, ``'so400m'`` (SigLIP),
@@ -459,9 +460,9 @@ class PlainViT(Backbone):
         )
 
     def check_compatible(self, result: Any) -> None:
-        # The comparison below does not see these: no layout of another source tells rel_pos_scaled. All their tables are
-        # for the unscaled query; `fold_scale` multiplies those of the ViTAE authors' ViTDet. ViTAE, a subclass, has the
-        # family 'vitae'.
+        # The comparison below does not see these: no layout of another source tells rel_pos_scaled. All their tables
+        # are for the unscaled query; `fold_scale` multiplies those of the ViTAE authors' ViTDet. ViTAE, a subclass, has
+        # the family 'vitae'.
         is_for_unscaled = result.family == 'plainvit' and result.source != 'mmvitzoo'
         if self.rel_pos_scaled and is_for_unscaled and any('rel_pos' in key for key in result.backbone):
             raise ValueError(
