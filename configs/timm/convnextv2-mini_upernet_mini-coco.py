@@ -1,4 +1,4 @@
-# UPerNet on Swin V2 of timm in small: trains from scratch on the demonstration data.
+# UPerNet on ConvNeXt V2 of timm in small: trains from scratch on the demonstration data in minutes on two CPU cores.
 _base_ = [
     'mmseg::_base_/models/upernet_swin.py',
     '../_base_/datasets/mini_coco_semantic.py',
@@ -15,15 +15,12 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='TimmBackbone',
-        model_name='swinv2_tiny_window8_256',
-        img_size=160,
-        window_size=5,
-        embed_dim=32,
+        model_name='convnextv2_atto',
         depths=(2, 2, 4, 2),
-        num_heads=(1, 2, 4, 8),
+        dims=(40, 80, 160, 320),
     ),
     decode_head=dict(
-        in_channels=[32, 64, 128, 256],
+        in_channels=[40, 80, 160, 320],
         channels=96,
         num_classes=11,
         norm_cfg=norm_cfg,
@@ -31,7 +28,7 @@ model = dict(
         loss_decode=dict(class_weight=class_weight),
     ),
     auxiliary_head=dict(
-        in_channels=128,
+        in_channels=160,
         channels=96,
         num_classes=11,
         norm_cfg=norm_cfg,
