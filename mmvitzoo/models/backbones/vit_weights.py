@@ -194,14 +194,14 @@ def infer_windows(
     """
     has_tables = 'blocks.0.attn.rel_pos_h' in state_dict
     has_residual = any('.residual.' in key for key in state_dict)
+    grids = [table_grid(state_dict, block) for block in range(num_layers)] if has_tables else []
     if 'window_size' in metadata:
         window_size, indexes = metadata['window_size'], metadata.get('global_attn_indexes', ())
         global_blocks = tuple(block for block in range(num_layers) if not window_size or block in indexes)
-        grid = table_grid(state_dict, global_blocks[0]) if has_tables and global_blocks else None
+        grid = grids[global_blocks[0]] if grids and global_blocks else None
         return window_size, global_blocks if window_size else (), grid, True
     if not has_tables:
         return (14, (), None, False) if has_residual else (0, (), None, True)
-    grids = [table_grid(state_dict, block) for block in range(num_layers)]
     (grid, _), *_ = Counter(grids).most_common(1)
     window_size = grid[0]
     global_blocks = tuple(block for block in range(num_layers) if grids[block] != (window_size, window_size))

@@ -375,7 +375,7 @@ def test_encoder_of_segment_anything(width):
             torch.zeros(5, 7),
             'rel_pos_h belongs to heads of 7 channels, which do not divide 48',
         ),
-        ('mmvitzoo', 'blocks.1.attn.rel_pos_w', None, 'blocks.1.attn.rel_pos_w is missing'),
+        ('mmvitzoo', 'blocks.3.attn.rel_pos_w', None, 'blocks.3.attn.rel_pos_w is missing'),
         ('mmvitzoo', 'pos_embed', None, 'pos_embed is missing'),
     ],
 )
