@@ -52,7 +52,8 @@ def run_in_subprocess(function, *arguments):
     """Runs a function of this file in another process, since the ONNX exporter keeps up to 400 MB."""
     command = f'import test_export; test_export.{function}(*{arguments!r})'
     path = os.pathsep.join(path for path in sys.path if path)
-    subprocess.run([sys.executable, '-c', command], env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=path), check=True)
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=path)
+    subprocess.run([sys.executable, '-c', command], env=env, check=True)
 
 
 @pytest.mark.parametrize(
