@@ -58,7 +58,7 @@ setup(
     extras_require={
         # The toolboxes, for an environment with PyTorch. For machines without a compiler, see docs/operators.md.
         'openmmlab': [line for line in read_requirements('openmmlab.txt') if not line.startswith('torch')],
-        **{name: read_requirements(f'{name}.txt') for name in ('app', 'export', 'demo', 'tests')},
+        **{name: read_requirements(f'{name}.txt') for name in ('app', 'export', 'demo', 'tests', 'tools')},
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

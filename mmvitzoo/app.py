@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from .analysis.cost import measure
 from .analysis.features import draw_features, feature_maps
 from .analysis.images import normalize
-from .inference import Prediction, Predictor, read_image
+from .images import read_image
+from .inference import Prediction, Predictor
 from .zoo import FAMILIES, TASKS, get_config, list_models
 
 try:

@@ -1,4 +1,4 @@
-"""Images from files as 8-bit RGB arrays."""
+"""Images from files, arrays and Pillow as 8-bit RGB arrays."""
 
 import io
 import logging
@@ -10,10 +10,12 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import cv2
 import numpy as np
 from mmengine.logging import print_log
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 ALLOWED = 'allowed are gray, RGB and RGBA images of 8- or 16-bit unsigned integers'
+PILLOW_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 PNG = b'\x89PNG\r\n\x1a\n'
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # in both byte orders; + is BigTIFF
 JPEG2000 = b'\0\0\0\x0cjP  '
@@ -106,6 +108,36 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     elif image.dtype != np.uint8:
         raise ValueError(f'{path}: samples of type {image.dtype}; {ALLOWED}')
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def to_rgb(image: Union[str, Path, np.ndarray, Image.Image]) -> np.ndarray:
+    """Converts an image to RGB, or reads it with :func:`read_image`.
+
+    Args:
+        image: Image file; array of (H, W) or (H, W, 3), uint8, gray or RGB; or image of Pillow with 8-bit samples. The
+            orientation of EXIF is applied, an alpha channel is dropped. Arrays of ``cv2.imread`` are BGR: pass
+            ``image[..., ::-1]``.
+
+    Returns:
+        Image, (H, W, 3), uint8, RGB.
+
+    Raises:
+        TypeError: The image has another type.
+        ValueError: It has other samples or bands, or the file cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode not in PILLOW_MODES:
+            raise ValueError(f'images of Pillow have one of the modes {", ".join(PILLOW_MODES)}, got {image.mode}')
+        return np.array(ImageOps.exif_transpose(image).convert('RGB'))
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f'an image is a path, an array or an image of Pillow, got {type(image).__name__}')
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+        raise ValueError(
+            f'arrays are (H, W) or (H, W, 3) of uint8, gray or RGB, got {image.dtype} of {tuple(image.shape)}'
+        )
+    return np.ascontiguousarray(image if image.ndim == 3 else np.stack([image] * 3, -1))
 
 
 class _UnreadableError(Exception):

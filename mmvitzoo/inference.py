@@ -5,10 +5,11 @@ files and executes no code from them.
 """
 
 import copy
+import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -17,16 +18,20 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
+from PIL import Image
 from pycocotools import mask as rle
 from torch import nn
 
 from .checkpoints import CheckpointError, load, match_names
-from .images import read_image
+from .images import to_rgb
+from .models.backbones.base import is_number
 from .models.layers import optimize_for_inference
 from .zoo import TOOLBOXES, get_config, set_default_scope
 
 TOPK = 5  # classes reported by a classifier
+MIN_TILE = 32  # pixels
+ImageLike = Union[str, Path, np.ndarray, Image.Image]
 
 
 def load_model(config: Union[str, Path, Config], checkpoint: Union[str, Path, None] = None) -> nn.Module:
@@ -92,6 +97,64 @@ def load_weights(model: nn.Module, checkpoint: Union[str, Path]) -> None:
         raise CheckpointError(f'{checkpoint}: does not fit the config: {str(error).splitlines()[1].strip()}') from None
 
 
+def test_dataset(config: Config) -> Config:
+    """Returns the config of the test dataset, of the first one if there are several."""
+    dataset = config.test_dataloader.dataset
+    while 'pipeline' not in dataset:  # wrapped, as in ConcatDataset
+        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+    return dataset
+
+
+def dataset_metainfo(config: Config) -> Mapping[str, Any]:
+    """Returns the metainfo of the test dataset of a config, such as the class names, without reading the data."""
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return DATASETS.build(dict(test_dataset(config), lazy_init=True)).metainfo
+
+
+def encode_mask(mask: np.ndarray) -> Dict[str, Any]:
+    """Encodes a mask, (H, W), in COCO's RLE."""
+    return rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def merge_tiles(
+    instances: Sequence[InstanceData], windows: Sequence[Sequence[int]], size: Tuple[int, int]
+) -> Tuple[InstanceData, List[Dict[str, Any]]]:
+    """Merges the detections in overlapping tiles of an image.
+
+    SAHI's greedy merging (https://arxiv.org/abs/2202.06934) takes the detections of a class from the highest score on.
+    Others that share more than half of the smaller box are parts of the same object: boxes and masks become their
+    unions.
+
+    Args:
+        instances: Detections in each tile.
+        windows: Tiles, (x1, y1, x2, y2) in pixels.
+        size: (H, W) of the image.
+
+    Returns:
+        Boxes, scores and labels in the image, and masks in COCO's RLE, none if the detections have none.
+    """
+    from sahi.postprocess.combine import batched_greedy_nmm
+
+    corners = torch.cat([x.bboxes.new_tensor(window[:2]).expand(len(x), 2) for x, window in zip(instances, windows)])
+    boxes, scores, labels = (torch.cat([x[name] for x in instances]) for name in ('bboxes', 'scores', 'labels'))
+    boxes = boxes + corners.repeat(1, 2)
+    tile_masks = [mask.numpy() for x in instances for mask in x.get('masks', ())]
+    groups = batched_greedy_nmm(torch.cat([boxes, scores[:, None], labels[:, None]], 1).numpy(), 'IOS', 0.5)
+    masks = []
+    for kept, merged in groups.items():
+        group = [kept, *merged]
+        boxes[kept] = torch.cat([boxes[group, :2].amin(0), boxes[group, 2:].amax(0)])
+        if tile_masks:
+            mask = np.zeros(size, bool, 'F')
+            for index in group:
+                x, y = corners[index].int().tolist()
+                height, width = tile_masks[index].shape
+                mask[y : y + height, x : x + width] |= tile_masks[index]
+            masks.append(encode_mask(mask))
+    kept = list(groups)
+    return InstanceData(bboxes=boxes[kept], scores=scores[kept], labels=labels[kept]), masks
+
+
 @dataclass
 class Prediction:
     """Prediction of a model for one image.
@@ -111,9 +174,9 @@ class Prediction:
 
 
 class Predictor:
-    """Model that predicts and draws the prediction for an image file, optimized for inference on a CPU.
+    """Model that predicts and draws the prediction for images, optimized for inference on a CPU.
 
-    Images are read by :func:`mmvitzoo.images.read_image` instead of the loader of the config's test pipeline.
+    Images are read by :func:`mmvitzoo.images.to_rgb` instead of the loader of the config's test pipeline.
 
     Args:
         config: Config, its path or its name, see :func:`load_model`.
@@ -143,12 +206,10 @@ class Predictor:
             optimize_for_inference(self.model)
         self.score_thr = score_thr
         self.scope = self.model.cfg.default_scope
-        dataset = self.model.cfg.test_dataloader.dataset
-        while 'pipeline' not in dataset:  # wrapped, as in ConcatDataset
-            dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+        dataset = test_dataset(self.model.cfg)
+        # The class names come from the dataset, since the authors' checkpoints do not hold them.
+        self.metainfo = dataset_metainfo(self.model.cfg)
         with DefaultScope.overwrite_default_scope(self.scope):
-            # The class names come from the dataset, since the authors' checkpoints do not hold them.
-            self.metainfo = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
             loader, *transforms = Compose(dataset.pipeline).transforms
         # Other loaders give other channels or depths, for which the model was trained.
         if (
@@ -163,42 +224,130 @@ class Predictor:
         self.dtype = np.float32 if loader.to_float32 else np.uint8
         self.pipeline = Compose([x for x in transforms if not isinstance(x, LoadAnnotations)])
 
-    def __call__(self, path: Union[str, Path]) -> Prediction:
-        """Predicts for an image file.
+    def __call__(
+        self, images: Union[ImageLike, Sequence[ImageLike]], batch_size: int = 1, tile_size: Optional[int] = None
+    ) -> Union[Prediction, List[Prediction]]:
+        """Predicts for an image or several.
 
         Args:
-            path: Image file, see :func:`mmvitzoo.images.read_image`.
+            images: Image file, RGB array or image of Pillow, see :func:`mmvitzoo.images.to_rgb`; or a list of these.
+            batch_size: Number of images, or tiles, of one size that go through the model together. Images of other
+                sizes go alone, so that none is padded.
+            tile_size: Side of overlapping square tiles in pixels, in which a detector searches large images. Objects in
+                several tiles are merged by SAHI, see :func:`merge_tiles`. None predicts for the whole image at once.
+
+        Returns:
+            A prediction, or a list of them for a list of images.
 
         Raises:
-            ValueError: There is no such file, it is not an image, or its samples or bands are not supported.
+            TypeError: An image has an unsupported type.
+            ValueError: There is no such file, it is not an image, or its samples or bands are not supported. Or tiles
+                are asked of a model that is no detector.
+            ImportError: SAHI, which merges the tiles, is not installed.
         """
-        image = read_image(path)
+        if not isinstance(images, (list, tuple)):
+            return self([images], batch_size, tile_size)[0]
+        if not is_number(batch_size) or batch_size < 1:
+            raise ValueError(f'batch_size is a positive integer, got {batch_size}')
+        if tile_size is not None:
+            self.check_tiles(tile_size)
         convert_sample = dict(mmdet=self._detect, mmseg=self._segment, mmpretrain=self._classify)[self.scope]
-        with DefaultScope.overwrite_default_scope(self.scope):
-            return convert_sample(self._predict(path, image), image)
+        predictions: List[Prediction] = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            arrays = [to_rgb(image) for image in chunk]
+            with DefaultScope.overwrite_default_scope(self.scope):
+                if tile_size is not None:
+                    predictions += [self._detect_in_tiles(array, batch_size, tile_size) for array in arrays]
+                else:
+                    names = [str(x) if isinstance(x, (str, Path)) else 'image' for x in chunk]
+                    samples = self._predict(arrays, names, batch_size)
+                    predictions += [convert_sample(*x) for x in zip(samples, arrays)]
+        return predictions
+
+    def check_tiles(self, tile_size: int) -> None:
+        """Checks whether the model can predict in tiles.
+
+        Args:
+            tile_size: Side of the tiles in pixels.
+
+        Raises:
+            ValueError: The model is no detector, or the tiles are too small.
+            ImportError: SAHI, which merges the tiles, is not installed.
+        """
+        if self.scope != 'mmdet':
+            raise ValueError("tiles are for detectors; a segmentor has test_cfg=dict(mode='slide') for large images")
+        if not is_number(tile_size) or tile_size < MIN_TILE:
+            raise ValueError(f'the side of a tile is an integer of at least {MIN_TILE} pixels, got {tile_size}')
+        if importlib.util.find_spec('sahi') is None:
+            raise ImportError('tiles require SAHI: pip install sahi')
 
     @torch.no_grad()
-    def _predict(self, path: Union[str, Path], image: np.ndarray) -> BaseDataElement:
-        """Runs the test pipeline on an image that was read, and the model on its output."""
-        pixels = np.ascontiguousarray(image[..., ::-1], self.dtype)  # the pipelines take BGR
-        shape = image.shape[:2]
-        data = self.pipeline(dict(img=pixels, img_shape=shape, ori_shape=shape, img_path=str(path), img_id=0))
-        (sample,) = self.model.test_step({key: [value] for key, value in data.items()})
-        return sample.cpu()
+    def _predict(self, arrays: Sequence[np.ndarray], names: Sequence[str], batch_size: int) -> List[BaseDataElement]:
+        """Runs the test pipeline on images, and the model on batches of its outputs of one size."""
+        samples: List[Any] = [None] * len(arrays)
+        waiting: Dict[Any, List[Tuple[int, Dict[str, Any]]]] = {}  # by size
+
+        def run(batch: List[Tuple[int, Dict[str, Any]]]) -> None:
+            outputs = self.model.test_step({key: [data[key] for _, data in batch] for key in batch[0][1]})
+            for (index, _), sample in zip(batch, outputs):
+                samples[index] = sample.cpu()
+
+        for index, (image, name) in enumerate(zip(arrays, names)):
+            pixels = np.ascontiguousarray(image[..., ::-1], self.dtype)  # the pipelines take BGR
+            shape = image.shape[:2]
+            data = self.pipeline(dict(img=pixels, img_shape=shape, ori_shape=shape, img_path=name, img_id=0))
+            # The images of test-time augmentation are a list.
+            inputs = data['inputs'] if isinstance(data['inputs'], list) else [data['inputs']]
+            batch = waiting.setdefault(tuple(x.shape for x in inputs), [])
+            batch.append((index, data))
+            if len(batch) == batch_size:
+                run(waiting.pop(tuple(x.shape for x in inputs)))
+        for batch in waiting.values():
+            run(batch)
+        return samples
+
+    def _above_threshold(self, sample: BaseDataElement) -> InstanceData:
+        return sample.pred_instances[sample.pred_instances.scores >= self.score_thr]
 
     def _detect(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
-        from mmdet.visualization import DetLocalVisualizer
+        instances = self._above_threshold(sample)
+        masks = [encode_mask(mask.numpy()) for mask in instances.get('masks', ())]
+        return self._detections(image, instances, masks)
 
-        instances = sample.pred_instances
-        instances = sample.pred_instances = instances[instances.scores >= self.score_thr]
+    def _detect_in_tiles(self, image: np.ndarray, batch_size: int, tile_size: int) -> Prediction:
+        from sahi.slicing import get_slice_bboxes
+
+        size = image.shape[:2]
+        windows = get_slice_bboxes(*size, tile_size, tile_size)  # of 20% overlap, (x1, y1, x2, y2)
+        tiles = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
+        samples = self._predict(tiles, ['image'] * len(tiles), batch_size)
+        instances, masks = merge_tiles([self._above_threshold(x) for x in samples], windows, size)
+        return self._detections(image, instances, masks)
+
+    def _detections(self, image: np.ndarray, instances: InstanceData, masks: List[Dict[str, Any]]) -> Prediction:
+        """Draws detections and lists them, highest score first; masks are in COCO's RLE."""
+        from mmdet.structures import DetDataSample
+        from mmdet.visualization import DetLocalVisualizer
+        from mmdet.visualization.palette import get_palette
+
+        palette = self.metainfo.get('palette', 'random')
+        if masks and 'masks' not in instances:  # of tiles; all masks of a large image do not fit into memory
+            colors = get_palette(palette, int(instances.labels.max()) + 1)
+            image = image.copy()
+            for mask, label in zip(masks, instances.labels.tolist()):
+                inside = rle.decode(mask).astype(bool)
+                image[inside] = 0.2 * image[inside] + 0.8 * np.array(colors[label])
         visualizer = DetLocalVisualizer()
-        visualizer.dataset_meta = dict(classes=self.metainfo['classes'], palette=self.metainfo.get('palette', 'random'))
+        visualizer.dataset_meta = dict(classes=self.metainfo['classes'], palette=palette)
+        sample = DetDataSample(pred_instances=instances)
         visualizer.add_datasample('', image, sample, draw_gt=False, pred_score_thr=self.score_thr)
         fields = zip(instances.labels.tolist(), instances.scores.tolist(), instances.bboxes.tolist())
-        objects = [{'class': self._name(label), 'score': score, 'box': box} for label, score, box in fields]
-        for detection, mask in zip(objects, instances.get('masks', ())):
-            detection['mask'] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-            detection['mask']['counts'] = detection['mask']['counts'].decode()  # JSON holds no bytes
+        objects: List[Dict[str, Any]] = [
+            {'class': self._name(label), 'score': score, 'box': box} for label, score, box in fields
+        ]
+        for detection, mask in zip(objects, masks):
+            detection['mask'] = dict(mask, counts=mask['counts'].decode())  # JSON holds no bytes
         objects.sort(key=lambda detection: -detection['score'])
         return Prediction(visualizer.get_image(), dict(objects=objects))
 

@@ -24,8 +24,8 @@ STACK_IMPORTS = 'import mmcv.ops, mmdet, mmseg, mmpretrain, mmvitzoo'
 EXTRAS = {
     'env': (),
     'demo': ('demo',),
-    'test': ('demo', 'tests'),
-    'test-slow': ('demo', 'tests', 'app', 'browser', 'export', 'docs', 'notebooks'),
+    'test': ('demo', 'tests', 'tools'),
+    'test-slow': ('demo', 'tests', 'tools', 'app', 'browser', 'export', 'docs', 'notebooks'),
     'docs': ('demo', 'app', 'docs', 'notebooks'),
 }
 MARKER = '.mmvitzoo'  # file in environments that this script created and may replace

@@ -4,6 +4,7 @@
 """
 
 from .attention import AttentionMap, attention_maps, draw_attention
+from .class_activation import ClassActivation, class_activations, draw_class_activations
 from .features import FeatureMap, draw_features, feature_maps
 from .grid import Grid
 from .images import normalize
@@ -11,11 +12,14 @@ from .receptive_field import ReceptiveField, draw_receptive_fields, receptive_fi
 
 __all__ = [
     'AttentionMap',
+    'ClassActivation',
     'FeatureMap',
     'Grid',
     'ReceptiveField',
     'attention_maps',
+    'class_activations',
     'draw_attention',
+    'draw_class_activations',
     'draw_features',
     'draw_receptive_fields',
     'feature_maps',

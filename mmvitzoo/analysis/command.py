@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..engine import read_config
-from ..inference import load_model, read_image
+from ..images import read_image
+from ..inference import load_model
 
 MIN_SIZE = 32  # pixels
 
@@ -55,7 +56,11 @@ def write_picture(parser: argparse.ArgumentParser, draw: Callable[[argparse.Name
         figure = draw(args, model)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(args.out, format=args.out.suffix[1:].lower())
-    except (ValueError, OSError) as error:  # their messages say in one line what is wrong with the arguments
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # their messages say in one line what is wrong with the arguments
         parser.exit(1, f'{error}\n')
     print(f'written  {args.out}')
 

@@ -107,7 +107,7 @@ ELSEWHERE = {
     'python tools/merge_lora.py': 'integration/test_tools.py',
     'python -m mmvitzoo.app': 'integration/test_app.py',
     'python tools/deployment/export.py': 'integration/test_export.py',
-    'python tools/visualization/(features|attention|receptive_field).py': 'unit/test_analysis.py',
+    'python tools/visualization/(attention|cam|features|receptive_field).py': 'unit/test_analysis.py',
 }
 
 

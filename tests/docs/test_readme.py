@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch._subclasses import FakeTensorMode
 
-from mmvitzoo.inference import read_image
+from mmvitzoo.images import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.md').read_text()

@@ -1,8 +1,10 @@
 """Config names, Predictor, tools/infer.py and the toolboxes' inferencers."""
 
 import json
+import re
 import sys
 import traceback
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,12 +13,13 @@ import torch
 import yaml
 from mim.commands.download import download
 from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as rle
 
 import mmvitzoo
 from mmvitzoo.checkpoints import CheckpointError, export, save
-from mmvitzoo.images import read_image
+from mmvitzoo.images import read_image, to_rgb
 from mmvitzoo.inference import Predictor, load_model, load_weights
 from mmvitzoo.zoo import FAMILIES, TASKS, family_of, tasks_of
 
@@ -234,6 +237,90 @@ def test_pipeline_of_wrapped_dataset(checkpoints, image):
     assert wrapped.result == plain.result
 
 
+@pytest.mark.parametrize('name', [DETECTOR, SEGMENTOR, CLASSIFIER])
+def test_arrays_pillow_images_and_batches_give_the_predictions_of_files(checkpoints, image, tmp_path, name):
+    predictor = Predictor(name, checkpoints / f'{name}.pth', 'cpu', score_thr=0)
+    Image.open(image).crop((0, 0, 100, 64)).save(tmp_path / 'small.png')
+    files = [image, tmp_path / 'small.png', str(image)]
+    expected = [predictor(file) for file in files]
+    for images in (files, [read_image(file) for file in files], [Image.open(file) for file in files]):
+        predictions = predictor(images, batch_size=3)
+        for prediction, other in zip(predictions, expected):
+            assert np.array_equal(prediction.picture.shape, other.picture.shape)
+            for key, values in other.result.items():
+                assert [x['class'] for x in prediction.result[key]] == [x['class'] for x in values]
+                number = 'share' if name == SEGMENTOR else 'score'
+                np.testing.assert_allclose(*([x[number] for x in y] for y in (prediction.result[key], values)), 1e-4)
+    gray = Image.open(image).convert('L')
+    assert predictor(np.asarray(gray)).result == predictor(gray).result
+
+
+@pytest.mark.parametrize(
+    'image, message',
+    [
+        (np.zeros((8, 8, 3), np.float32), 'of uint8, gray or RGB, got float32 of (8, 8, 3)'),
+        (np.zeros((8, 8), np.uint16), 'got uint16 of (8, 8)'),
+        (np.zeros((8, 8, 4), np.uint8), 'got uint8 of (8, 8, 4)'),
+        (np.zeros((0, 8, 3), np.uint8), 'got uint8 of (0, 8, 3)'),
+        (Image.new('I;16', (8, 8)), 'images of Pillow have one of the modes 1, L, LA, P, PA, RGB, RGBA'),
+        (torch.zeros(3, 8, 8), 'an image is a path, an array or an image of Pillow, got Tensor'),
+    ],
+)
+def test_other_images_are_refused(image, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        to_rgb(image)
+
+
+def find_rectangles(tiles, *_):
+    """Detects the rectangles of one color in each tile; the blue value less 100 is the class."""
+    samples = []
+    for tile in tiles:
+        values = [value for value in np.unique(tile[..., 2]) if value]
+        masks = np.array([tile[..., 2] == value for value in values]).reshape(-1, *tile.shape[:2])
+        spans = [[np.flatnonzero(mask.any(axis)) for axis in (0, 1)] for mask in masks]
+        boxes = [[x[0], y[0], x[-1] + 1, y[-1] + 1] for x, y in spans]
+        instances = InstanceData(
+            bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            scores=torch.tensor([mask.sum() / 10000 for mask in masks], dtype=torch.float32),
+            labels=torch.tensor([int(value) - 100 for value in values], dtype=torch.long),
+            masks=torch.from_numpy(masks),
+        )
+        samples.append(SimpleNamespace(pred_instances=instances))
+    return samples
+
+
+def test_tiles_find_objects_of_all_tiles_once(monkeypatch):
+    predictor = Predictor(DETECTOR, device='cpu', score_thr=0)
+    monkeypatch.setattr(predictor, '_predict', find_rectangles)
+    image = np.zeros((300, 420, 3), np.uint8)
+    boxes = {'1': (5, 5, 20, 30), '2': (90, 60, 150, 140), '3': (140, 60, 180, 140), '4': (400, 280, 420, 300)}
+    for name, (x1, y1, x2, y2) in boxes.items():
+        image[y1:y2, x1:x2, 2] = 100 + int(name)
+    prediction = predictor(image, tile_size=100)
+    found = {x['class']: x for x in prediction.result['objects']}
+    assert len(prediction.result['objects']) == len(found) == 4
+    for name in boxes:
+        mask = image[..., 2] == 100 + int(name)
+        x, y = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
+        assert found[name]['box'] == [x[0], y[0], x[-1] + 1, y[-1] + 1]
+        assert np.array_equal(rle.decode(found[name]['mask']), mask)
+        assert (prediction.picture[mask] != image[mask]).any()
+    empty = predictor(np.zeros((150, 150, 3), np.uint8), tile_size=100)
+    assert empty.result == dict(objects=[])
+
+
+def test_tiles_that_hold_the_image_change_nothing(checkpoints, image):
+    predictor = Predictor(BOXES, checkpoints / f'{BOXES}.pth', 'cpu', score_thr=0)
+    whole, tiles = predictor(image), predictor([image, image], batch_size=2, tile_size=640)[1]
+    best = whole.result['objects'][0]
+    assert tiles.result['objects'][0]['score'] == best['score']
+    assert len(tiles.result['objects']) <= len(whole.result['objects'])
+    with pytest.raises(ValueError, match='the side of a tile is an integer of at least 32 pixels, got 16'):
+        predictor(image, tile_size=16)
+    with pytest.raises(ValueError, match='tiles are for detectors; a segmentor has test_cfg=dict'):
+        Predictor(SEGMENTOR, device='cpu')(image, tile_size=64)
+
+
 # ---------------------------------------------------------------- tools/infer.py
 
 INFER = 'tools/infer.py'
@@ -290,6 +377,9 @@ def test_infer_continues_after_unreadable_image(run_tool, workspace, checkpoints
         (f'{CLASSIFIER} nowhere.pth data/mini/val', 'nowhere.pth: no such checkpoint file'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth nowhere', 'nowhere: no such image or folder'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth configs/vit', 'configs/vit: no image in this folder'),
+        (f'{CLASSIFIER} random/{CLASSIFIER}.pth nowhere.mp4', 'nowhere.mp4: no such video, or OpenCV cannot read it'),
+        (f'{CLASSIFIER} random/{CLASSIFIER}.pth 99', '99: no such camera, or OpenCV cannot read it'),
+        (f'{CLASSIFIER} random/{CLASSIFIER}.pth data/mini/val --tiles 64', 'tiles are for detectors; a segmentor has'),
         (f'{BOXES} random/{BOXES}.pth data/mini/val --score-thr 30', 'score_thr is a number from 0 to 1, got 30.0'),
         (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'the keys fit no mpvit/* layout, but plainvit/mmvitzoo'),
         (f'{DETECTOR} configs/vit/README.md data/mini/val', 'README.md: is neither a PyTorch checkpoint nor'),
@@ -304,6 +394,43 @@ def test_infer_with_invalid_arguments(run_tool, workspace, checkpoints, argument
 def test_infer_does_not_write_into_a_file(run_tool, workspace):
     output = run_tool(f'{INFER} {CLASSIFIER} nowhere.pth data/mini/val --out {INFER}', fails=True)
     assert output.splitlines()[-1].endswith(f'--out is a folder, got the file {INFER}')
+
+
+@pytest.mark.parametrize('name', [BOXES, SEGMENTOR])
+def test_infer_video(run_tool, workspace, checkpoints, image, name):
+    frame = cv2.imread(str(image))
+    size = frame.shape[1::-1]
+    writer = cv2.VideoWriter(str(workspace / 'drive.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 5, size)
+    for shift in range(3):
+        writer.write(np.roll(frame, 8 * shift, 1))
+    writer.release()
+    tiles = '--tiles 128' if name == BOXES else ''
+    output = run_tool(f'{INFER} {name} random/{name}.pth drive.avi --out video-{name} --score-thr 0 {tiles}')
+    assert f'video-{name}: 3 frames' in output and '3/3' in output
+    lines = (workspace / f'video-{name}/predictions/drive.avi.jsonl').read_text().splitlines()
+    frames = [json.loads(line) for line in lines]
+    assert [(x['frame'], x['seconds'], x['width'], x['height']) for x in frames] == [
+        (i, i / 5, *size) for i in range(3)
+    ]
+    assert all(x['objects' if name == BOXES else 'classes'] for x in frames)
+    video = cv2.VideoCapture(str(workspace / f'video-{name}/pictures/drive.avi.mp4'))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.read()[1].shape == frame.shape
+
+
+def test_infer_camera_until_interrupt(run_tool, workspace, checkpoints, image, monkeypatch):
+    frames = iter([cv2.imread(str(image))] * 2)
+
+    def read():
+        for frame in frames:
+            return True, frame
+        raise KeyboardInterrupt
+
+    camera = SimpleNamespace(isOpened=lambda: True, get=lambda number: 0.0, read=read)
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda number: camera if number == 1 else None)
+    output = run_tool(f'{INFER} {CLASSIFIER} random/{CLASSIFIER}.pth 1 --out camera')
+    assert 'camera: 2 frames' in output
+    assert len((workspace / 'camera/predictions/camera1.jsonl').read_text().splitlines()) == 2
+    assert (workspace / 'camera/pictures/camera1.mp4').stat().st_size > 1000
 
 
 # ---------------------------------------------------------------- weights

@@ -226,8 +226,9 @@ def test_tables_are_up_to_date():
         page = (ROOT / 'configs' / family / 'README.md').read_text()
         assert '<!-- zoo: ' in page
         assert zoo_table.fill(page, index['Models'], f'configs/{family}') == page
+    assert zoo_table.cost_page(INDEX) == (ROOT / 'docs' / 'costs.md').read_text()
     page = (ROOT / 'docs' / 'model_zoo.md').read_text()
-    assert zoo_table.page(INDEX) == page
+    assert zoo_table.zoo_page(INDEX) == page
     assert all(f'[{model["Name"]}]' in page for model in MODELS_OF_ALL if 'mini-' not in model['Name'])
 
 

@@ -5,6 +5,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,12 +17,20 @@ from forms import FORMS, VIT_ARCH, VITDET, slim
 from sklearn.decomposition import PCA
 from torch import nn
 
-from mmvitzoo.analysis import attention_maps, draw_attention, feature_maps, normalize, receptive_fields
+from mmvitzoo.analysis import (
+    attention_maps,
+    class_activations,
+    draw_attention,
+    feature_maps,
+    normalize,
+    receptive_fields,
+)
 from mmvitzoo.analysis.command import read_resized
 from mmvitzoo.analysis.cost import count_flops
 from mmvitzoo.analysis.features import pca_colors
 from mmvitzoo.analysis.grid import Grid
 from mmvitzoo.analysis.receptive_field import ReceptiveField
+from mmvitzoo.inference import load_model
 from mmvitzoo.models import MPViT, PlainViT
 from mmvitzoo.models.backbones.base import Backbone
 from mmvitzoo.models.backbones.mpvit import FactorizedAttention
@@ -214,6 +223,86 @@ def test_class_token_classifier_has_maps():
     assert model(random_image())[0].shape == (1, 192)
 
 
+# --- class activation
+
+
+class Classifier(nn.Module):
+    """Model with the interface of MMPretrain's classifiers, whose head takes the mean of a map or the class token."""
+
+    cfg = SimpleNamespace(default_scope='mmpretrain')
+
+    def __init__(self, backbone, channels):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(channels, 3)
+
+    def extract_feat(self, x):
+        out = self.backbone(x)[-1]
+        return out if out.ndim == 2 else out.mean((2, 3))
+
+
+@pytest.mark.parametrize('form', ['vitdet', 'dinov2', 'mpvit', 'mvitv2_windows', 'scalablevit'])
+def test_class_activation_is_the_product_with_the_gradient(form):
+    """The head averages the last map, so that the gradient of a class is its row of weights at every token."""
+    backbone = slim(form).eval()
+    model = Classifier(backbone, backbone.out_channels[backbone.out_indices[-1]]).eval()
+    category, score, (*_, activation) = class_activations(model, random_image())
+    with torch.no_grad():
+        feature_map = backbone(random_image())[-1][0]
+        logits = model.head(feature_map.mean((1, 2)))
+        weights = model.head.weight[category] / feature_map[0].numel()
+        expected = torch.einsum('c,chw->hw', weights, feature_map).relu()
+    assert category == logits.argmax() and score == pytest.approx(logits.max().item(), rel=1e-5)
+    np.testing.assert_allclose(activation.weights, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('form', ['vit', 'dinov3'])
+def test_class_activation_of_a_class_token(form):
+    """The map holds the tokens that enter the last attention, without prefix tokens."""
+    backbone = slim(form, out_indices=None, out_type='cls_token', with_cls_token=True).eval()
+    model = Classifier(backbone, backbone.embed_dims).eval()
+    category, _, (activation,) = class_activations(model, random_image(), 1)
+    norm, tokens = backbone.blocks[-1].norm1, []
+    assert not norm._forward_hooks
+    norm.register_forward_hook(lambda module, args, out: tokens.append(out.detach().requires_grad_()) or tokens[0])
+    model.head(model.extract_feat(random_image()))[0, 1].backward()
+    size = tuple(-(-side // backbone.strides[0]) for side in SIZE)
+    maps = (y[0, backbone.num_prefix_tokens :].unflatten(0, size) for y in (tokens[0].detach(), tokens[0].grad))
+    feature_map, grad = maps
+    expected = (feature_map * grad).sum(-1).relu()
+    assert (category, activation.weights.shape) == (1, size)
+    np.testing.assert_allclose(activation.weights, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    'name, num_maps',
+    [
+        ('plainvit-mini_mini-classes', 1),
+        ('scalablevit-mini_fpn_mini-coco', 4),
+        ('retinanet_scalablevit-mini_fpn_mini-coco', 3),
+        ('mask-rcnn_plainvit-mini_mini-coco', 1),
+    ],
+)
+def test_class_activation_of_models_in_the_zoo(name, num_maps):
+    torch.manual_seed(0)
+    model = load_model(name)
+    if hasattr(model, 'roi_head'):
+        model.roi_head.test_cfg.score_thr = 0
+    category, score, activations = class_activations(model, random_image((96, 128)))
+    assert len(activations) == num_maps and max(x.weights.max() for x in activations) > 0
+    assert np.isfinite(score) and category >= 0
+
+
+def test_class_activation_refuses_classes_without_score():
+    model = load_model('mask-rcnn_plainvit-mini_mini-coco')
+    model.roi_head.test_cfg.score_thr = 1
+    with pytest.raises(ValueError, match='^no object is detected$'):
+        class_activations(model, random_image((96, 128)))
+    with pytest.raises(ValueError, match='^classes are from 0 to 9, got 10$'):
+        class_activations(load_model('plainvit-mini_mini-classes'), random_image(), 10)
+
+
 # --- receptive fields
 
 
@@ -330,7 +419,7 @@ def test_commands_of_the_page_write_pictures(command, workspace, capsys, line):
 
 def test_page_has_a_command_for_each_picture():
     pictures = set(re.findall(r'\]\(_static/(.*?)\)', PAGE))
-    assert len(pictures) == 6 and pictures == {re.search(r'docs/_static/(\S+)', line)[1] for line in COMMANDS}
+    assert len(pictures) == 7 and pictures == {re.search(r'docs/_static/(\S+)', line)[1] for line in COMMANDS}
 
 
 def test_command_reads_checkpoint_and_images(command, workspace, capsys):

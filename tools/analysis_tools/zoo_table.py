@@ -2,7 +2,7 @@
 
 The tool writes parameters and FLOPs of each model to `configs/*/metafile.yml`, which also hold the published values.
 From these files it generates the tables in `configs/*/README.md`, between `<!-- zoo: DATASET -->` and `<!-- end -->`,
-and the page `docs/model_zoo.md`.
+and the pages `docs/model_zoo.md` and `docs/costs.md`.
 """
 
 import argparse
@@ -26,13 +26,19 @@ METRICS = {
     'mIoU(ms+flip)': 'mIoU, multi-scale and flip',
 }
 LEGEND = (
-    'Parameters are in millions and FLOPs in billions; a multiply-add counts as one FLOP. '
-    '`tools/analysis_tools/zoo_table.py` measures both. The published values follow with their relative difference. '
-    'The first FLOPs value counts all operations. The second counts modules only, without the matrix products in '
-    'attention. The difference refers to the convention of the source. Images have 224 x 224 pixels in '
-    'classification, 512 x 2048 in segmentation, 800 x 1280 in detection, and 1024 x 1024 for ViTDet. Detectors are '
-    'counted with 1000 boxes and 100 masks. Metrics are the published ones of the original weights; no model was '
-    'trained here.'
+    'Metrics are those that the authors publish for their weights; no model was trained here. "Weights" is their '
+    'checkpoint of the whole model, of the linear segmentors of DINOv2 that of the head. The weights of the backbone '
+    'from which a training starts are in `init_cfg` of each config. Parameters are in millions and FLOPs in billions; '
+    'a multiply-add counts as one. Images have 224 x 224 pixels in classification, 512 x 2048 in segmentation, '
+    '800 x 1280 in detection, and 1024 x 1024 for ViTDet. '
+    '`python tools/analysis_tools/get_flops.py CONFIG --shape H W` counts for another size. '
+    '[Measured and published cost](costs.md) compares them with the sources.'
+)
+COST_LEGEND = (
+    'This page is for maintainers. `tools/analysis_tools/zoo_table.py` measures parameters (in millions) and FLOPs (in '
+    'billions; a multiply-add counts as one). The published values follow with their relative difference. The first '
+    'FLOPs value counts all operations. The second counts modules only, without the matrix products in attention. The '
+    'difference refers to the convention of the source. Detectors are counted with 1000 boxes and 100 masks.'
 )
 
 
@@ -73,38 +79,59 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
         for i, published in enumerate(model.get('Published', [{}]))
     ]
     shown = [metric for metric in METRICS if any(metric in values for *_, values in rows)]
-    costs = ['Parameters', 'published', 'FLOPs, all / modules', 'published']
-    header = ['Config', *costs, *(METRICS[metric] for metric in shown)]
-    lines, notes = [header, ['---'] * len(header)], []
+    lines = [['Config', 'Params (M)', 'FLOPs (G)', *(METRICS[metric] for metric in shown), 'Weights']]
     for model, published, values in rows:
-        link = Path('../' * (folder.count('/') + 1), model['Config'])
-        if model['Config'].startswith(f'{folder}/'):
-            link = Path(model['Config']).name
+        source = f', {published["Source"]}' if 'Metrics' in published else ''
+        metadata, weights = model['Metadata'], model['Weights']
+        if weights.startswith('https://'):
+            weights = f'[download]({weights})'
+        else:
+            weights = '' if weights.startswith('there are none') else 'from the authors'
+        lines.append(
+            [
+                link(model, folder) + source,
+                f'{metadata["Parameters"] / 1e6:.4g}',
+                f'{metadata["FLOPs"] / 1e9:.4g}',
+                *(str(values.get(metric, '')) for metric in shown),
+                weights,
+            ]
+        )
+    return markdown(lines)
+
+
+def cost_table(models: List[Dict[str, Any]]) -> str:
+    """Formats the measured and published cost of models as a Markdown table for ``docs/costs.md``."""
+    lines, notes = [['Config', 'Parameters', 'published', 'FLOPs, all / modules', 'published']], []
+    for model in models:
         mark = ''
         if 'Note' in model:
             if model['Note'] not in notes:
                 notes.append(model['Note'])
             mark = f' [{notes.index(model["Note"]) + 1}]'
-        if 'Metrics' in published:
-            mark += f', {published["Source"]}'
-        cells = {}
-        for field, difference in differences(model, published).items():
-            convention = f', {published["Convention"]}' if 'FLOPs' in field else ''
-            cells[field] = f'{published[field]} ({difference:+.1%}{convention})'.replace('-0.0%', '+0.0%')
         metadata = model['Metadata']
         flops = f'{metadata["FLOPs"] / 1e9:.4g} / {metadata["Module FLOPs"] / 1e9:.4g}'
-        lines.append(
-            [
-                f'[{model["Name"]}]({link}){mark}',
-                f'{metadata["Parameters"] / 1e6:.4g}',
-                cells.get('Parameters (M)', ''),
-                flops,
-                cells.get('FLOPs (G)', ''),
-                *(str(values.get(metric, '')) for metric in shown),
-            ]
-        )
-    text = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
-    return '\n\n'.join([text, *(f'[{i}] {note}' for i, note in enumerate(notes, 1))])
+        for published in model['Published']:
+            cells = {}
+            for field, difference in differences(model, published).items():
+                convention = f', {published["Convention"]}' if 'FLOPs' in field else ''
+                cells[field] = f'{published[field]} ({difference:+.1%}{convention})'.replace('-0.0%', '+0.0%')
+            if cells:
+                costs = [f'{metadata["Parameters"] / 1e6:.4g}', cells.get('Parameters (M)', '')]
+                lines.append([link(model, 'docs') + mark, *costs, flops, cells.get('FLOPs (G)', '')])
+    return '\n\n'.join([markdown(lines), *(f'[{i}] {note}' for i, note in enumerate(notes, 1))])
+
+
+def link(model: Dict[str, Any], folder: str) -> str:
+    """Returns a Markdown link to the config of a model, relative to a folder of the repository."""
+    path = Path('../' * (folder.count('/') + 1), model['Config'])
+    if model['Config'].startswith(f'{folder}/'):
+        path = Path(model['Config']).name
+    return f'[{model["Name"]}]({path})'
+
+
+def markdown(lines: List[List[str]]) -> str:
+    """Formats a header and rows as a Markdown table."""
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in [lines[0], ['---'] * len(lines[0]), *lines[1:]])
 
 
 def metrics(model: Dict[str, Any]) -> Dict[str, float]:
@@ -123,15 +150,25 @@ def fill(readme: str, models: List[Dict[str, Any]], folder: str) -> str:
     return re.sub('<!-- zoo: (.+?) -->\n.*?<!-- end -->', replace, readme, flags=re.DOTALL)
 
 
-def page(families: Dict[str, dict]) -> str:
+def zoo_page(families: Dict[str, dict]) -> str:
     """Returns the page of all models, sorted by dataset and family."""
     sections = ['# Model zoo', LEGEND]
     for name in DATASETS:
         sections.append(f'## {name}')
-        for family, index in families.items():
+        for index in families.values():
             models = [model for model in index['Models'] if dataset(model) == name]
             if models:
-                sections += [f'### {family}', table(models, 'docs')]
+                sections += [f'### {index["Collections"][0]["Name"]}', table(models, 'docs')]
+    return '\n\n'.join(sections) + '\n'
+
+
+def cost_page(families: Dict[str, dict]) -> str:
+    """Returns the page of the measured and published cost of all models with published values."""
+    sections = ['# Measured and published cost', COST_LEGEND]
+    for index in families.values():
+        models = [model for model in index['Models'] if any('Convention' in x for x in model.get('Published', ()))]
+        if models:
+            sections += [f'## {index["Collections"][0]["Name"]}', cost_table(models)]
     return '\n\n'.join(sections) + '\n'
 
 
@@ -159,7 +196,8 @@ def main(argv: Optional[List[str]] = None):
             readme = folder / 'README.md'
             readme.write_text(fill(readme.read_text(), index['Models'], f'configs/{family}'))
         families[family] = index
-    (ROOT / 'docs' / 'model_zoo.md').write_text(page(families))
+    (ROOT / 'docs' / 'model_zoo.md').write_text(zoo_page(families))
+    (ROOT / 'docs' / 'costs.md').write_text(cost_page(families))
 
 
 if __name__ == '__main__':
