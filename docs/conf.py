@@ -1,7 +1,8 @@
 """Configuration of Sphinx: `make docs`, or sphinx-build -W docs docs/_build.
 
 Links in the pages are relative to the repository and work there as well. On the site, a link to a page stays on the
-site, and a link to any other file downloads it.
+site, and a link to any other file downloads it. Directives of Sphinx are comments, `<!-- {name} ... -->`, which GitHub
+does not show.
 """
 
 import os
@@ -53,7 +54,7 @@ def setup(app):
 
 
 def rewrite_links(app, docname, source):
-    """Replaces an inclusion by the included file and makes its links relative to the folder of the page."""
+    """Replaces an inclusion by the included file, makes its links relative to the page, and uncomments directives."""
     page = DOCS / f'{docname}.md'
     if not page.exists():
         return  # a notebook
@@ -67,10 +68,11 @@ def rewrite_links(app, docname, source):
         return f']({os.path.relpath(pages.get(target, target), page.parent)}'
 
     block_or_link = r'^```.*?^```|\]\((?!https?:|#)([^)#]+)'
-    source[0] = re.sub(block_or_link, rewrite, origin.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(block_or_link, rewrite, origin.read_text(), flags=re.MULTILINE | re.DOTALL)
+    source[0] = re.sub(r'^<!-- (\{[\w-]+\}.*?)\n-->$', r'```\1\n```', text, flags=re.MULTILINE | re.DOTALL)
 
 
 def included_file(page):
-    """Returns the file that a page includes, if the page has no other content."""
-    match = re.fullmatch(r'```\{include\} (\S+)\n```\n', page.read_text())
+    """Returns the file that a page includes, or None."""
+    match = re.search(r'^<!-- \{include\} (\S+)\n-->$', page.read_text(), flags=re.MULTILINE)
     return match and (page.parent / match[1]).resolve()

@@ -9,8 +9,9 @@ import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
@@ -20,7 +21,6 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from PIL import Image
-from pycocotools import mask as rle
 from torch import nn
 
 from .checkpoints import CheckpointError, load, match_names
@@ -31,6 +31,7 @@ from .zoo import TOOLBOXES, get_config, set_default_scope
 
 TOPK = 5  # classes reported by a classifier
 MIN_TILE = 32  # pixels
+MAX_PICTURE = 4096  # pixels; drawing takes 120 bytes a pixel
 ImageLike = Union[str, Path, np.ndarray, Image.Image]
 
 
@@ -111,48 +112,88 @@ def dataset_metainfo(config: Config) -> Mapping[str, Any]:
         return DATASETS.build(dict(test_dataset(config), lazy_init=True)).metainfo
 
 
-def encode_mask(mask: np.ndarray) -> Dict[str, Any]:
-    """Encodes a mask, (H, W), in COCO's RLE."""
-    return rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+class ObjectMask(NamedTuple):
+    """Mask of an object in a window of an image.
+
+    Attributes:
+        inside: (H', W'), bool.
+        left: Column of the window in the image.
+        top: Row of the window.
+    """
+
+    inside: np.ndarray
+    left: int
+    top: int
+
+    def encode(self, size: Tuple[int, int]) -> Dict[str, Any]:
+        """Encodes the mask in COCO's RLE for an image of (H, W)."""
+        from pycocotools import mask as rle
+
+        columns, rows = self.inside.T.nonzero()  # RLE runs down the columns
+        pixels = (columns + self.left) * size[0] + rows + self.top
+        starts = pixels[np.diff(pixels, prepend=-2) > 1]
+        ends = pixels[np.diff(pixels, append=size[0] * size[1] + 1) > 1] + 1
+        borders = np.concatenate([[0], np.stack([starts, ends], 1).flatten()]).tolist()
+        if borders[-1] < size[0] * size[1]:
+            borders.append(size[0] * size[1])
+        encoded = rle.frPyObjects(dict(counts=np.diff(borders).tolist(), size=list(size)), *size)
+        return dict(encoded, counts=encoded['counts'].decode())  # JSON holds no bytes
+
+    def paint(self, image: np.ndarray, color: Sequence[int]) -> None:
+        """Blends a color into the pixels of the mask, in place."""
+        window = image[self.top :, self.left :][: len(self.inside), : self.inside.shape[1]]
+        window[self.inside] = 0.4 * window[self.inside] + 0.6 * np.array(color)
 
 
-def merge_tiles(
-    instances: Sequence[InstanceData], windows: Sequence[Sequence[int]], size: Tuple[int, int]
-) -> Tuple[InstanceData, List[Dict[str, Any]]]:
+def crop_mask(mask: np.ndarray, left: int = 0, top: int = 0) -> ObjectMask:
+    """Returns the smallest window that holds a mask, (H, W), whose corner is at (left, top) of an image."""
+    rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return ObjectMask(mask[:0, :0], left, top)
+    inside = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].copy()
+    return ObjectMask(inside, left + int(cols[0]), top + int(rows[0]))
+
+
+def union(masks: Sequence[ObjectMask]) -> ObjectMask:
+    """Returns the union of masks of one image."""
+    left, top = (min(getattr(mask, name) for mask in masks) for name in ('left', 'top'))
+    width = max(mask.left + mask.inside.shape[1] for mask in masks) - left
+    inside = np.zeros((max(mask.top + len(mask.inside) for mask in masks) - top, width), bool)
+    for mask in masks:
+        inside[mask.top - top :, mask.left - left :][: len(mask.inside), : mask.inside.shape[1]] |= mask.inside
+    return ObjectMask(inside, left, top)
+
+
+def merge_tiles(instances: Sequence[InstanceData]) -> InstanceData:
     """Merges the detections in overlapping tiles of an image.
 
     SAHI's greedy merging (https://arxiv.org/abs/2202.06934) takes the detections of a class from the highest score on.
-    Others that share more than half of the smaller box are parts of the same object: boxes and masks become their
-    unions.
+    Detections of other tiles are parts of the same object if more than half of the smaller box lies in the other box:
+    boxes and masks become their unions. Detections of one tile stay apart.
 
     Args:
-        instances: Detections in each tile.
-        windows: Tiles, (x1, y1, x2, y2) in pixels.
-        size: (H, W) of the image.
+        instances: Detections in each tile, with boxes in pixels of the image and, if the detector has masks, a list of
+            :class:`ObjectMask`.
 
     Returns:
-        Boxes, scores and labels in the image, and masks in COCO's RLE, none if the detections have none.
+        Detections in the image.
     """
     from sahi.postprocess.combine import batched_greedy_nmm
 
-    corners = torch.cat([x.bboxes.new_tensor(window[:2]).expand(len(x), 2) for x, window in zip(instances, windows)])
-    boxes, scores, labels = (torch.cat([x[name] for x in instances]) for name in ('bboxes', 'scores', 'labels'))
-    boxes = boxes + corners.repeat(1, 2)
-    tile_masks = [mask.numpy() for x in instances for mask in x.get('masks', ())]
-    groups = batched_greedy_nmm(torch.cat([boxes, scores[:, None], labels[:, None]], 1).numpy(), 'IOS', 0.5)
-    masks = []
-    for kept, merged in groups.items():
-        group = [kept, *merged]
-        boxes[kept] = torch.cat([boxes[group, :2].amin(0), boxes[group, 2:].amax(0)])
-        if tile_masks:
-            mask = np.zeros(size, bool, 'F')
-            for index in group:
-                x, y = corners[index].int().tolist()
-                height, width = tile_masks[index].shape
-                mask[y : y + height, x : x + width] |= tile_masks[index]
-            masks.append(encode_mask(mask))
-    kept = list(groups)
-    return InstanceData(bboxes=boxes[kept], scores=scores[kept], labels=labels[kept]), masks
+    tiles = torch.cat([torch.full((len(x),), i) for i, x in enumerate(instances)])
+    found = InstanceData.cat(list(instances))
+    boxes, scores, labels = found.bboxes, found.scores, found.labels
+    columns = torch.cat([boxes, scores[:, None], labels[:, None]], 1).numpy()
+    groups = []
+    for kept, merged in batched_greedy_nmm(columns, 'IOS', 0.5).items():
+        groups.append([kept, *(i for i in merged if tiles[i] != tiles[kept])])
+        groups += [[i] for i in merged if tiles[i] == tiles[kept]]
+    result = found[torch.tensor([group[0] for group in groups], dtype=torch.long)]
+    for i, group in enumerate(groups):
+        result.bboxes[i] = torch.cat([boxes[group, :2].amin(0), boxes[group, 2:].amax(0)])
+    if 'masks' in found:
+        result.masks = [union([found.masks[i] for i in group]) for group in groups]
+    return result
 
 
 @dataclass
@@ -160,7 +201,9 @@ class Prediction:
     """Prediction of a model for one image.
 
     Attributes:
-        picture: Image with the prediction drawn on it, (H, W, 3), uint8, RGB.
+        picture: Image with the prediction drawn on it, (H, W, 3), uint8, RGB. Pictures of detections are reduced to
+            at most 4096 pixels a side.
+        size: (H, W) of the image.
         result: Prediction as a dictionary that can be written as JSON. Detectors return ``objects``, sorted by score,
             with class, score, box (x1, y1, x2, y2 in pixels) and, for instance segmentation, mask (COCO RLE).
             Segmentors return ``classes`` with class and share of the pixels, sorted by share. Classifiers return
@@ -169,6 +212,7 @@ class Prediction:
     """
 
     picture: np.ndarray
+    size: Tuple[int, int]
     result: Dict[str, Any]
     labels: Optional[np.ndarray] = None
 
@@ -225,7 +269,11 @@ class Predictor:
         self.pipeline = Compose([x for x in transforms if not isinstance(x, LoadAnnotations)])
 
     def __call__(
-        self, images: Union[ImageLike, Sequence[ImageLike]], batch_size: int = 1, tile_size: Optional[int] = None
+        self,
+        images: Union[ImageLike, Sequence[ImageLike]],
+        batch_size: int = 1,
+        tile_size: Optional[int] = None,
+        tile_overlap: float = 0.2,
     ) -> Union[Prediction, List[Prediction]]:
         """Predicts for an image or several.
 
@@ -235,6 +283,8 @@ class Predictor:
                 sizes go alone, so that none is padded.
             tile_size: Side of overlapping square tiles in pixels, in which a detector searches large images. Objects in
                 several tiles are merged by SAHI, see :func:`merge_tiles`. None predicts for the whole image at once.
+            tile_overlap: Overlap of neighboring tiles as a share of their side, at least 0 and below 1. An object that
+                is larger than the overlap may be cut in every tile.
 
         Returns:
             A prediction, or a list of them for a list of images.
@@ -246,11 +296,11 @@ class Predictor:
             ImportError: SAHI, which merges the tiles, is not installed.
         """
         if not isinstance(images, (list, tuple)):
-            return self([images], batch_size, tile_size)[0]
+            return self([images], batch_size, tile_size, tile_overlap)[0]
         if not is_number(batch_size) or batch_size < 1:
             raise ValueError(f'batch_size is a positive integer, got {batch_size}')
         if tile_size is not None:
-            self.check_tiles(tile_size)
+            self.check_tiles(tile_size, tile_overlap)
         convert_sample = dict(mmdet=self._detect, mmseg=self._segment, mmpretrain=self._classify)[self.scope]
         predictions: List[Prediction] = []
         for start in range(0, len(images), batch_size):
@@ -258,40 +308,49 @@ class Predictor:
             arrays = [to_rgb(image) for image in chunk]
             with DefaultScope.overwrite_default_scope(self.scope):
                 if tile_size is not None:
-                    predictions += [self._detect_in_tiles(array, batch_size, tile_size) for array in arrays]
+                    predictions += [self._detect_in_tiles(x, batch_size, tile_size, tile_overlap) for x in arrays]
                 else:
                     names = [str(x) if isinstance(x, (str, Path)) else 'image' for x in chunk]
                     samples = self._predict(arrays, names, batch_size)
                     predictions += [convert_sample(*x) for x in zip(samples, arrays)]
         return predictions
 
-    def check_tiles(self, tile_size: int) -> None:
+    def check_tiles(self, tile_size: int, tile_overlap: float) -> None:
         """Checks whether the model can predict in tiles.
 
         Args:
             tile_size: Side of the tiles in pixels.
+            tile_overlap: Overlap as a share of the side.
 
         Raises:
-            ValueError: The model is no detector, or the tiles are too small.
+            ValueError: The model is no detector, or a number is outside its range.
             ImportError: SAHI, which merges the tiles, is not installed.
         """
         if self.scope != 'mmdet':
             raise ValueError("tiles are for detectors; a segmentor has test_cfg=dict(mode='slide') for large images")
         if not is_number(tile_size) or tile_size < MIN_TILE:
             raise ValueError(f'the side of a tile is an integer of at least {MIN_TILE} pixels, got {tile_size}')
+        if not 0 <= tile_overlap < 1:
+            raise ValueError(f'the overlap of tiles is at least 0 and below 1, got {tile_overlap}')
         if importlib.util.find_spec('sahi') is None:
             raise ImportError('tiles require SAHI: pip install sahi')
 
     @torch.no_grad()
-    def _predict(self, arrays: Sequence[np.ndarray], names: Sequence[str], batch_size: int) -> List[BaseDataElement]:
-        """Runs the test pipeline on images, and the model on batches of its outputs of one size."""
+    def _predict(
+        self,
+        arrays: Sequence[np.ndarray],
+        names: Sequence[str],
+        batch_size: int,
+        keep: Callable[[int, BaseDataElement], Any] = lambda index, sample: sample,
+    ) -> List[Any]:
+        """Runs the test pipeline on images, the model on batches of one size, and ``keep`` on its outputs."""
         samples: List[Any] = [None] * len(arrays)
         waiting: Dict[Any, List[Tuple[int, Dict[str, Any]]]] = {}  # by size
 
         def run(batch: List[Tuple[int, Dict[str, Any]]]) -> None:
             outputs = self.model.test_step({key: [data[key] for _, data in batch] for key in batch[0][1]})
             for (index, _), sample in zip(batch, outputs):
-                samples[index] = sample.cpu()
+                samples[index] = keep(index, sample.cpu())
 
         for index, (image, name) in enumerate(zip(arrays, names)):
             pixels = np.ascontiguousarray(image[..., ::-1], self.dtype)  # the pipelines take BGR
@@ -307,49 +366,61 @@ class Predictor:
             run(batch)
         return samples
 
-    def _above_threshold(self, sample: BaseDataElement) -> InstanceData:
-        return sample.pred_instances[sample.pred_instances.scores >= self.score_thr]
+    def _found(self, sample: BaseDataElement, left: int = 0, top: int = 0) -> InstanceData:
+        """Returns the detections above the threshold, whose masks are crops, of an image at (left, top) of another."""
+        found = sample.pred_instances[sample.pred_instances.scores >= self.score_thr]
+        masks = [crop_mask(mask.numpy(), left, top) for mask in found.get('masks', ())]
+        bboxes = found.bboxes + found.bboxes.new_tensor([left, top] * 2)
+        result = InstanceData(bboxes=bboxes, scores=found.scores, labels=found.labels)
+        if 'masks' in found:
+            result.masks = masks
+        return result
 
     def _detect(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
-        instances = self._above_threshold(sample)
-        masks = [encode_mask(mask.numpy()) for mask in instances.get('masks', ())]
-        return self._detections(image, instances, masks)
+        return self._detections(self._found(sample), image)
 
-    def _detect_in_tiles(self, image: np.ndarray, batch_size: int, tile_size: int) -> Prediction:
+    def _detect_in_tiles(self, image: np.ndarray, batch_size: int, tile_size: int, overlap: float) -> Prediction:
         from sahi.slicing import get_slice_bboxes
 
         size = image.shape[:2]
-        windows = get_slice_bboxes(*size, tile_size, tile_size)  # of 20% overlap, (x1, y1, x2, y2)
+        windows = get_slice_bboxes(*size, tile_size, tile_size, False, overlap, overlap)  # (x1, y1, x2, y2)
         tiles = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
-        samples = self._predict(tiles, ['image'] * len(tiles), batch_size)
-        instances, masks = merge_tiles([self._above_threshold(x) for x in samples], windows, size)
-        return self._detections(image, instances, masks)
 
-    def _detections(self, image: np.ndarray, instances: InstanceData, masks: List[Dict[str, Any]]) -> Prediction:
-        """Draws detections and lists them, highest score first; masks are in COCO's RLE."""
+        def keep(index: int, sample: BaseDataElement) -> InstanceData:
+            return self._found(sample, *windows[index][:2])
+
+        return self._detections(merge_tiles(self._predict(tiles, ['image'] * len(tiles), batch_size, keep)), image)
+
+    def _detections(self, found: InstanceData, image: np.ndarray) -> Prediction:
+        """Draws detections and lists them, highest score first."""
         from mmdet.structures import DetDataSample
         from mmdet.visualization import DetLocalVisualizer
         from mmdet.visualization.palette import get_palette
 
+        size = image.shape[:2]
+        masks = found.get('masks', ())
         palette = self.metainfo.get('palette', 'random')
-        if masks and 'masks' not in instances:  # of tiles; all masks of a large image do not fit into memory
-            colors = get_palette(palette, int(instances.labels.max()) + 1)
-            image = image.copy()
-            for mask, label in zip(masks, instances.labels.tolist()):
-                inside = rle.decode(mask).astype(bool)
-                image[inside] = 0.2 * image[inside] + 0.8 * np.array(colors[label])
+        picture = image.copy()
+        if masks:
+            colors = get_palette(palette, int(found.labels.max()) + 1)
+            for mask, label in zip(masks, found.labels.tolist()):
+                mask.paint(picture, colors[label])
+        factor = min(1, MAX_PICTURE / max(size))
+        if factor < 1:
+            picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        drawn = InstanceData(bboxes=found.bboxes * factor, scores=found.scores, labels=found.labels)
         visualizer = DetLocalVisualizer()
         visualizer.dataset_meta = dict(classes=self.metainfo['classes'], palette=palette)
-        sample = DetDataSample(pred_instances=instances)
-        visualizer.add_datasample('', image, sample, draw_gt=False, pred_score_thr=self.score_thr)
-        fields = zip(instances.labels.tolist(), instances.scores.tolist(), instances.bboxes.tolist())
+        sample = DetDataSample(pred_instances=drawn)
+        visualizer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=self.score_thr)
+        fields = zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist())
         objects: List[Dict[str, Any]] = [
             {'class': self._name(label), 'score': score, 'box': box} for label, score, box in fields
         ]
         for detection, mask in zip(objects, masks):
-            detection['mask'] = dict(mask, counts=mask['counts'].decode())  # JSON holds no bytes
+            detection['mask'] = mask.encode(size)
         objects.sort(key=lambda detection: -detection['score'])
-        return Prediction(visualizer.get_image(), dict(objects=objects))
+        return Prediction(visualizer.get_image(), size, dict(objects=objects))
 
     def _segment(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
         from mmseg.visualization import SegLocalVisualizer
@@ -361,7 +432,7 @@ class Predictor:
         classes, pixels = np.unique(labels, return_counts=True)
         shares = sorted(zip((pixels / labels.size).tolist(), classes.tolist()), reverse=True)
         result = dict(classes=[{'class': self._name(label), 'share': share} for share, label in shares])
-        return Prediction(visualizer.get_image(), result, labels)
+        return Prediction(visualizer.get_image(), image.shape[:2], result, labels)
 
     def _classify(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
         from mmpretrain.visualization import UniversalVisualizer
@@ -370,7 +441,8 @@ class Predictor:
         picture = UniversalVisualizer().visualize_cls(image, sample, classes=classes, draw_gt=False)
         scores, labels = sample.pred_score.topk(min(TOPK, len(sample.pred_score)))
         topk = zip(labels.tolist(), scores.tolist())
-        return Prediction(picture, dict(classes=[{'class': self._name(x), 'score': score} for x, score in topk]))
+        result = dict(classes=[{'class': self._name(x), 'score': score} for x, score in topk])
+        return Prediction(picture, image.shape[:2], result)
 
     def _name(self, label: int) -> str:
         return self.metainfo['classes'][label] if 'classes' in self.metainfo else str(label)

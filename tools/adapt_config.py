@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from mmvitzoo import get_config, list_models
+from mmvitzoo import get_config
 from mmvitzoo.checkpoints import convert, load
 from mmvitzoo.zoo import name_types, type_name
 
@@ -24,7 +24,7 @@ ODD_BOX = 'are not [left, top, width, height] in pixels inside their image'
 NO_MASK = 'are left out, for their mask is neither RLE nor a polygon of three points'
 
 
-def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=None, overwrite=False):
+def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=None, gpus=1, overwrite=False):
     """Writes the config and returns a report in lines; the arguments are those of the command."""
     cfg, folder, out = get_config(str(config)), Path(folder), Path(out)
     loader, base = cfg.train_dataloader, Path(cfg.filename)
@@ -33,17 +33,21 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
         raise ValueError(f'{config}: only MMDetection configs with CocoDataset are supported, got one with {data.type}')
     if out.suffix != '.py' or (out.exists() and not overwrite):
         raise FileExistsError(f'{out}: must end in .py and not exist yet; --overwrite replaces a file')
-    if any(number is not None and number < 1 for number in (epochs, batch_size)):
-        raise ValueError(f'epochs and batch size must be at least 1, got {epochs} and {batch_size}')
+    if any(number is not None and number < 1 for number in (epochs, batch_size, gpus)):
+        raise ValueError(f'epochs, batch size and gpus must be at least 1, got {epochs}, {batch_size} and {gpus}')
     train, val = splits = [read_split(folder, name) for name in ('train', 'val')]
     if train.classes != val.classes:
         differing = sorted({*train.classes} ^ {*val.classes}) or 'their order'
         raise ValueError(f'{folder}: train and val need the same categories, but differ in {differing}')
     has_mask = [bool(ann.get('segmentation')) for split in splits for ann in split.annotations]
-    if 'segm' in cfg.val_evaluator.metric and not all(has_mask):
-        others = [x for x in list_models(task='detection') if 'mask' not in x and x.split('_')[1] in base.stem]
+    if 'segm' in cfg.val_evaluator.metric and not any(has_mask) and 'mask_head' in cfg.model.get('roi_head', {}):
+        for name in ('mask_head', 'mask_roi_extractor'):
+            cfg.model.roi_head[name] = None
+        cfg.val_evaluator.metric = 'bbox'
+        train.notes.append('has no masks: the detector is trained without its mask head')
+    elif 'segm' in cfg.val_evaluator.metric and not all(has_mask):
         lacking = f'which {has_mask.count(False)} of {len(has_mask)} annotations lack'
-        raise ValueError(f'{base.stem} learns masks, {lacking}; configs for boxes alone: {", ".join(others) or "none"}')
+        raise ValueError(f'{base.stem} predicts masks, {lacking}; remove all masks to train on boxes alone')
     init_default_scope('mmdet')
     backbone = cfg.model.backbone.get('module', cfg.model.backbone)  # LoRABackbone has the config of its module
     start = (backbone.get('init_cfg') or {}).get('checkpoint')
@@ -60,10 +64,11 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     set_num_classes(cfg.model, len(train.classes))
     base_batch_size = cfg.get('auto_scale_lr', {}).get('base_batch_size', loader.batch_size)
     loader.batch_size = batch_size or loader.batch_size
+    total_batch_size = loader.batch_size * gpus
     # The learning rate is proportional to the images in a step (https://arxiv.org/abs/1706.02677).
-    lr = float(f'{cfg.optim_wrapper.optimizer.lr * loader.batch_size / base_batch_size:.6g}')
+    lr = float(f'{cfg.optim_wrapper.optimizer.lr * total_batch_size / base_batch_size:.6g}')
     cfg.optim_wrapper.optimizer.lr = lr
-    cfg.auto_scale_lr = dict(enable=False, base_batch_size=loader.batch_size)
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=total_batch_size)
     cfg.val_evaluator.ann_file = (folder / val.file).as_posix()
     colors = dict(palette='random') if len(train.classes) > 80 else {}  # CocoDataset has a palette of 80
     for dataset, split in ((data, train), (cfg.val_dataloader.dataset, val)):
@@ -75,7 +80,7 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     if epochs and 'times' in loader.dataset:
         loader.dataset.times = 1
-    iterations = math.ceil(train.num_images * loader.dataset.get('times', 1) / loader.batch_size)
+    iterations = math.ceil(train.num_images * loader.dataset.get('times', 1) / total_batch_size)
     if epochs:
         set_schedule(cfg, epochs, iterations)
     epochs = epochs or cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters / iterations
@@ -88,7 +93,7 @@ def adapt_config(config, folder, out, checkpoint=None, epochs=None, batch_size=N
     return [
         f'classes   {len(train.classes)}: {", ".join(train.classes)}',
         *(f'{x.name:10}{x.num_images} images in {x.img_dir}, {x.num_boxes} boxes in {x.file}' for x in splits),
-        f'training  {epochs:.3g} epochs, {epochs * iterations:.0f} iterations of {loader.batch_size} images, lr {lr:g}',
+        f'training  {epochs:.3g} epochs, {epochs * iterations:.0f} iterations of {total_batch_size} images, lr {lr:g}',
         *(f'note      {note}' for split in splits for note in split.notes),
     ]
 
@@ -106,7 +111,9 @@ def read_split(root, name):
         faults = [f'{count} {kind} have the id {i}' for kind in ids for i, count in ids[kind].items() if count > 1]
         faults += [f'the category name {x!r} is not text' for x in classes if not isinstance(x, str)]
         for x in coco['annotations']:
-            if not (ids['images'][x['image_id']] and ids['categories'][x['category_id']] and x['iscrowd'] in (0, 1)):
+            if 'iscrowd' not in x:
+                faults.append(f'annotation {x["id"]} lacks iscrowd, 0 or 1')
+            elif not (ids['images'][x['image_id']] and ids['categories'][x['category_id']] and x['iscrowd'] in (0, 1)):
                 faults.append(f'annotation {x["id"]} needs a known image_id and category_id, and iscrowd 0 or 1')
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{files[0]}: not in COCO's format: {type(error).__name__}: {error}") from None
@@ -189,7 +196,8 @@ def main():
     parser.add_argument('--out', required=True, help='config to write')
     parser.add_argument('--checkpoint', help='weights of a backbone or detector to start from; default: as in CONFIG')
     parser.add_argument('--epochs', type=int, help='length of the training; default: as in CONFIG')
-    parser.add_argument('--batch-size', type=int, help='images in a step of one process; default: as in CONFIG')
+    parser.add_argument('--batch-size', type=int, help='batch size of one GPU; default: as in CONFIG')
+    parser.add_argument('--gpus', type=int, default=1, help='number of GPUs of the training; default: 1')
     parser.add_argument('--overwrite', action='store_true', help='replace the file if there is one')
     args = parser.parse_args()
     try:

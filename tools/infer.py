@@ -28,7 +28,7 @@ DEFAULT_FPS = 25  # of cameras that do not tell it
 
 def describe(path, prediction):
     """Returns the content of a JSON file."""
-    height, width = prediction.picture.shape[:2]
+    height, width = prediction.size
     return dict(image=str(path), height=height, width=width, **prediction.result)
 
 
@@ -38,7 +38,7 @@ def infer_images(args, predictor, images):
     failed = 0
     for path in track_iter_progress(images, file=sys.stderr):
         try:
-            prediction = predictor(path, tile_size=args.tiles)
+            prediction = predictor(path, args.batch_size, args.tiles, args.tile_overlap)
         except ValueError as error:  # continue a long run after an unreadable file
             print(f'\n{error}', file=sys.stderr)
             failed += 1
@@ -67,11 +67,12 @@ def infer_video(args, predictor, video):
             is_read, frame = video.read()
             if not is_read:
                 break
-            prediction = predictor(frame[..., ::-1], tile_size=args.tiles)
+            prediction = predictor(frame[..., ::-1], args.batch_size, args.tiles, args.tile_overlap)
             if writer is None:
                 for file in (picture, predictions):
                     file.parent.mkdir(parents=True, exist_ok=True)
-                writer = cv2.VideoWriter(str(picture), cv2.VideoWriter_fourcc(*'mp4v'), fps, frame.shape[1::-1])
+                size = prediction.picture.shape[1::-1]
+                writer = cv2.VideoWriter(str(picture), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
                 lines = predictions.open('w')
             writer.write(prediction.picture[..., ::-1])
             lines.write(json.dumps(dict(frame=frames, seconds=frames / fps, **describe(args.input, prediction))) + '\n')
@@ -101,6 +102,10 @@ def main():
         metavar='SIDE',
         help='let a detector search overlapping tiles of this side in pixels, for large images; requires sahi',
     )
+    parser.add_argument(
+        '--tile-overlap', type=float, default=0.2, help='overlap of tiles, share of their side (default: %(default)s)'
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='tiles in a batch (default: %(default)s)')
     parser.add_argument('--device', help='torch device, such as cpu or cuda:1 (default: the GPU if there is one)')
     args = parser.parse_args()
     if args.out.exists() and not args.out.is_dir():
@@ -116,7 +121,7 @@ def main():
             images = find_images(args.input)
         predictor = Predictor(args.config, args.checkpoint, args.device, args.score_thr)
         if args.tiles is not None:
-            predictor.check_tiles(args.tiles)
+            predictor.check_tiles(args.tiles, args.tile_overlap)
     except (ValueError, FileNotFoundError, ImportError) as error:
         parser.exit(1, f'{error}\n')
     failed = infer_images(args, predictor, images) if video is None else infer_video(args, predictor, video)

@@ -104,6 +104,9 @@ ELSEWHERE = {
     'python tools/train.py configs/': 'integration/test_tools.py',
     'python tools/(analysis_tools/curves|visualization/predictions).py': 'integration/test_tools.py',
     'python tools/infer.py': 'integration/test_inference.py',
+    'python tools/test.py my_config.py': 'integration/test_tools.py',
+    'mim run mmdet (confusion_matrix|analyze_results)': 'integration/test_tools.py',
+    'python tools/(train|test|analysis_tools/get_flops).py my_segmentor.py': 'docs/test_docs.py',
     'python tools/merge_lora.py': 'integration/test_tools.py',
     'python -m mmvitzoo.app': 'integration/test_app.py',
     'python tools/deployment/export.py': 'integration/test_export.py',
@@ -139,6 +142,28 @@ def test_bash_blocks_run(page, run, run_tool, clean_mock_datasets, echo):
                 assert re.search('^torchrun --nnodes=2 --node_rank=[01] --nproc_per_node=8 ', output, re.MULTILINE)
             if following == 'text':
                 assert text in output
+
+
+def test_segmentor_of_the_page_trains_and_is_exported(run, prepared, monkeypatch):
+    """Two iterations of the config that docs/own_segmentation.md writes, without the weights of DINOv2."""
+    monkeypatch.chdir(prepared)
+    blocks = BLOCK.findall(PAGES['own_segmentation'])
+    exec(''.join(block for language, block in blocks if language == 'python'), {})
+    bash = ''.join(block for language, block in blocks if language == 'bash')
+    commands = [line for line in bash.splitlines() if 'my_segmentor.py' in line]
+    short = (
+        '--cfg-options model.backbone.init_cfg=None train_cfg.max_iters=2 train_cfg.val_interval=2 '
+        'train_dataloader.batch_size=2 val_dataloader.dataset.indices=1 test_dataloader.dataset.indices=1 '
+        'default_hooks.logger.interval=1'
+    )
+    assert len(commands) == 5
+    for command in commands:
+        command = command.replace('iter_20000', 'iter_2').replace('data/mini/val', 'data/mini/val/000001.jpg')
+        output = run(f'{command} {short}' if re.search('(train|test).py', command) else command)
+        if 'train.py' in command:
+            assert re.search(r'Iter\(train\) \[2/2\].* decode.loss_ce: [0-9]', output) and 'mIoU' in output
+        elif 'export.py' in command:
+            assert output.count('relative error') == 3
 
 
 def test_commands_of_other_tests_are_used_and_tested():

@@ -20,7 +20,7 @@ from pycocotools import mask as rle
 import mmvitzoo
 from mmvitzoo.checkpoints import CheckpointError, export, save
 from mmvitzoo.images import read_image, to_rgb
-from mmvitzoo.inference import Predictor, load_model, load_weights
+from mmvitzoo.inference import Predictor, crop_mask, load_model, load_weights, merge_tiles
 from mmvitzoo.zoo import FAMILIES, TASKS, family_of, tasks_of
 
 DETECTOR = 'mask-rcnn_mpvit-tiny_fpn_mini-coco'
@@ -271,7 +271,34 @@ def test_other_images_are_refused(image, message):
         to_rgb(image)
 
 
-def find_rectangles(tiles, *_):
+def encode(mask):
+    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return dict(encoded, counts=encoded['counts'].decode())
+
+
+def test_masks_are_encoded_like_pycocotools():
+    torch.manual_seed(0)
+    for mask in (torch.rand(17, 23) > 0.5, torch.ones(5, 4), torch.zeros(6, 3), torch.eye(7)):
+        mask = mask.numpy().astype(bool)
+        assert crop_mask(mask).encode(mask.shape) == encode(mask)
+        image = np.zeros((40, 50), bool)
+        image[9 : 9 + len(mask), 20 : 20 + mask.shape[1]] = mask
+        assert crop_mask(mask, 20, 9).encode(image.shape) == encode(image)
+
+
+def test_only_detections_of_different_tiles_are_merged():
+    """A small box in a large one is another object if one tile has both, else a part of it."""
+    boxes = torch.tensor([[0, 0, 60, 60], [5, 5, 25, 25]]).float()
+    tiles = [
+        InstanceData(bboxes=boxes, scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([1, 1])),
+        InstanceData(bboxes=boxes[1:], scores=torch.tensor([0.7]), labels=torch.tensor([1])),
+    ]
+    assert merge_tiles(tiles[:1]).bboxes.tolist() == boxes.tolist()
+    assert merge_tiles(tiles).bboxes.tolist() == boxes.tolist()
+    assert merge_tiles([tiles[0][:1], tiles[1]]).bboxes.tolist() == boxes[:1].tolist()
+
+
+def find_rectangles(tiles, names, batch_size, keep):
     """Detects the rectangles of one color in each tile; the blue value less 100 is the class."""
     samples = []
     for tile in tiles:
@@ -285,7 +312,7 @@ def find_rectangles(tiles, *_):
             labels=torch.tensor([int(value) - 100 for value in values], dtype=torch.long),
             masks=torch.from_numpy(masks),
         )
-        samples.append(SimpleNamespace(pred_instances=instances))
+        samples.append(keep(len(samples), SimpleNamespace(pred_instances=instances)))
     return samples
 
 
@@ -296,6 +323,7 @@ def test_tiles_find_objects_of_all_tiles_once(monkeypatch):
     boxes = {'1': (5, 5, 20, 30), '2': (90, 60, 150, 140), '3': (140, 60, 180, 140), '4': (400, 280, 420, 300)}
     for name, (x1, y1, x2, y2) in boxes.items():
         image[y1:y2, x1:x2, 2] = 100 + int(name)
+    monkeypatch.setattr('mmvitzoo.inference.MAX_PICTURE', 210)
     prediction = predictor(image, tile_size=100)
     found = {x['class']: x for x in prediction.result['objects']}
     assert len(prediction.result['objects']) == len(found) == 4
@@ -303,8 +331,9 @@ def test_tiles_find_objects_of_all_tiles_once(monkeypatch):
         mask = image[..., 2] == 100 + int(name)
         x, y = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
         assert found[name]['box'] == [x[0], y[0], x[-1] + 1, y[-1] + 1]
-        assert np.array_equal(rle.decode(found[name]['mask']), mask)
-        assert (prediction.picture[mask] != image[mask]).any()
+        assert found[name]['mask'] == json.loads(json.dumps(encode(mask)))
+    assert prediction.size == (300, 420) and prediction.picture.shape == (150, 210, 3)
+    assert prediction.picture[50, 60].tolist() != [0, 0, 102]  # the mask is painted
     empty = predictor(np.zeros((150, 150, 3), np.uint8), tile_size=100)
     assert empty.result == dict(objects=[])
 
@@ -319,6 +348,8 @@ def test_tiles_that_hold_the_image_change_nothing(checkpoints, image):
         predictor(image, tile_size=16)
     with pytest.raises(ValueError, match='tiles are for detectors; a segmentor has test_cfg=dict'):
         Predictor(SEGMENTOR, device='cpu')(image, tile_size=64)
+    with pytest.raises(ValueError, match='the overlap of tiles is at least 0 and below 1, got 1.5'):
+        predictor(image, tile_size=64, tile_overlap=1.5)
 
 
 # ---------------------------------------------------------------- tools/infer.py

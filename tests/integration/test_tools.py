@@ -75,6 +75,19 @@ def test_mim_trains_a_detector(detector, run_tool):
         assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.05
 
 
+@pytest.mark.slow
+def test_mmdetections_tools_analyze_a_detector(detector, run, workspace):
+    """The commands of docs/own_data.md on the confusion of classes."""
+    folder, _ = detector
+    results = 'out/results.pkl'
+    options = '--cfg-options test_evaluator.classwise=True model.test_cfg.rcnn.score_thr=0.0'
+    assert '| category | mAP' in run(f'python tools/test.py {DETECTOR} {folder}/epoch_1.pth --out {results} {options}')
+    run(f'mim run mmdet confusion_matrix {DETECTOR} {results} out/confusion')
+    run(f'mim run mmdet analyze_results {DETECTOR} {results} out/images --topk 2')
+    assert plt.imread(workspace / 'out/confusion/confusion_matrix.png').std() > 0.05
+    assert len(list((workspace / 'out/images/bad').glob('*.jpg'))) == 2
+
+
 @pytest.mark.stack
 def test_mim_trains_a_segmentor_through_this_package(run):
     """The base of its config is MMSegmentation's, which has another name on the second stack."""

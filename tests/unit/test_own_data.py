@@ -3,23 +3,26 @@
 import importlib.util
 import json
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmvitzoo import get_config
 from mmvitzoo.checkpoints import export
 
-spec = importlib.util.spec_from_file_location(
-    'adapt_config', Path(__file__).resolve().parents[2] / 'tools' / 'adapt_config.py'
-)
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location('adapt_config', ROOT / 'tools' / 'adapt_config.py')
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
 adapt_config = tool.adapt_config
@@ -150,13 +153,15 @@ def test_class_names_of_any_text(lay_out):
         (MASKS, dict(batch_size=4), 1e-4 * 4 / 16, 4),
         ('deformable-detr_mpvit-small_16xb2-50e_coco', dict(batch_size=1), 2e-4 / 32, 1),
         (MINI, dict(batch_size=6), 15e-4, 6),  # made for one process
+        (MASKS, dict(batch_size=4, gpus=2), 1e-4 * 8 / 16, 8),
     ],
 )
 def test_learning_rate(name, options, lr, base_batch_size, lay_out):
     adapt_config(name, lay_out(), 'mine.py', **options)
     config = Config.fromfile('mine.py')
     assert config.optim_wrapper.optimizer.lr == pytest.approx(lr)
-    assert config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == base_batch_size
+    assert config.train_dataloader.batch_size == options['batch_size']
+    assert config.auto_scale_lr.base_batch_size == base_batch_size
     assert config.auto_scale_lr.enable is False
 
 
@@ -245,12 +250,19 @@ def test_file_names_with_the_folder_of_the_split(images, lay_out):
 
 
 def test_boxes_without_masks(lay_out):
-    """A mask config is refused, with the box configs of its backbone; a box config loads no masks."""
+    """Masks of a part are refused; without any, the mask head goes. A box config loads no masks."""
     folder = lay_out(change=in_annotations(2, segmentation=[]))
-    boxes = 'retinanet_mpvit-tiny_fpn_1x_coco, retinanet_mpvit-tiny_fpn_ms-3x_coco'
-    message = f'{MASKS} learns masks, which 4 of .* annotations lack; configs for boxes alone: {boxes}$'
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f'{MASKS} predicts masks, which 4 of .* annotations lack; remove all masks'):
         adapt_config(MASKS, folder, 'mine.py')
+    lay_out(change=in_annotations(segmentation=[]))
+    report = adapt_config('cascade-mask-rcnn_mpvit-small_fpn_ms-3x_coco', folder, 'boxes.py')
+    assert 'note      has no masks: the detector is trained without its mask head' in report
+    config = Config.fromfile('boxes.py')
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        assert MODELS.build(config.model).roi_head.with_mask is False
+    assert config.test_evaluator.metric == 'bbox'
+    assert 'masks' not in DATASETS.build(config.train_dataloader.dataset)[0]['data_samples'].gt_instances
     adapt_config(MINI, folder, 'mine.py')
     config = Config.fromfile('mine.py')
     init_default_scope('mmdet')
@@ -428,7 +440,7 @@ NOT_COCO = "not in COCO's format: "
     [
         (lambda coco: coco.pop('categories'), f"{NOT_COCO}KeyError: 'categories'"),
         (lambda coco: coco.update(images=[1]), f'{NOT_COCO}TypeError: '),
-        (drop('annotations', 'iscrowd'), f"{NOT_COCO}KeyError: 'iscrowd'"),
+        (drop('annotations', 'iscrowd'), 'annotation 2 lacks iscrowd, 0 or 1'),
         (drop('images', 'file_name'), f"{NOT_COCO}KeyError: 'file_name'"),
         (set_in('images', file_name=5), f'{NOT_COCO}TypeError: '),
         (set_in('categories', name=5), 'the category name 5 is not text'),
@@ -498,8 +510,8 @@ def test_splits_that_do_not_belong_together(lay_out, tmp_path):
         ('mpvit-tiny_8xb128_in1k', {}, 'only MMDetection configs with CocoDataset .*, got one with ImageNet'),
         ('mask-rcnn_plainvit-base-mae_lsj-100e_lvis-v1', {}, 'got one with LVISV1Dataset'),
         ('mask-rcnn_mpvit-tiny', {}, 'no such config'),
-        (MINI, dict(epochs=0), 'epochs and batch size must be at least 1, got 0 and None'),
-        (MINI, dict(batch_size=-1), 'epochs and batch size must be at least 1, got None and -1'),
+        (MINI, dict(epochs=0), 'epochs, batch size and gpus must be at least 1, got 0, None and 1'),
+        (MINI, dict(batch_size=-1), 'epochs, batch size and gpus must be at least 1, got None, -1 and 1'),
         (MINI, dict(out='mine.json'), 'mine.json: must end in .py'),
     ],
 )
@@ -541,3 +553,16 @@ def test_failed_write_leaves_the_old_config(lay_out, monkeypatch):
     with pytest.raises(OSError, match='no space left'):
         adapt_config(MINI, folder, 'mine.py', overwrite=True)
     assert Path('mine.py').read_text() == 'old'
+
+
+def test_predictions_have_the_class_names_of_the_config(lay_out, tmp_path, monkeypatch):
+    """Labels follow the order of the classes in the file, not that of their ids."""
+    adapt_config(MINI, lay_out(), 'mine.py')
+    found = InstanceData(labels=torch.tensor([0]), scores=torch.tensor([0.9]), bboxes=torch.tensor([[5, 5, 30, 30]]))
+    monkeypatch.setattr('mmdet.apis.init_detector', lambda *args, **kwargs: None)
+    monkeypatch.setattr('mmdet.apis.inference_detector', lambda *args: SimpleNamespace(pred_instances=found))
+    texts = []
+    monkeypatch.setattr(Axes, 'text', lambda self, x, y, text, **kwargs: texts.append(text))
+    monkeypatch.setattr(sys, 'argv', ['predictions.py', 'mine.py', 'none.pth', '--out', 'p.png', '--num-images', '2'])
+    runpy.run_path(str(ROOT / 'tools/visualization/predictions.py'), run_name='__main__')
+    assert texts.count('owl 0.90') == 2 and set(texts) <= {'owl 0.90', *CLASSES}

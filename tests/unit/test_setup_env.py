@@ -108,14 +108,14 @@ def test_only_changes_are_installed(main, monkeypatch, tmp_path, steps):
     assert steps == []
     # Another target installs its additional packages.
     main('--for', 'test')
-    assert steps == ['installing tests']
+    assert steps == ['installing tests', 'installing tools']
     # Changed requirements and sources are installed; another stack recreates the environment.
     (tmp_path / 'venv' / 'ready-tests').write_text('other versions')
     (tmp_path / 'venv' / 'ready-project').write_text('other sources')
     main('--for', 'test')
-    assert steps[1:] == [*PROJECT, 'installing tests']
+    assert steps[2:] == [*PROJECT, 'installing tests']
     main('--stack', 'onedl')
-    assert steps[5:] == ['onedl with torchvision', *PROJECT] and not (tmp_path / 'venv' / 'ready-demo').exists()
+    assert steps[6:] == ['onedl with torchvision', *PROJECT] and not (tmp_path / 'venv' / 'ready-demo').exists()
 
 
 def test_failed_update_keeps_the_environment(main, monkeypatch, tmp_path, steps):

@@ -10,17 +10,21 @@ import os.path as osp
 import matplotlib.pyplot as plt
 import mmcv
 import numpy as np
+import torch
 from matplotlib.patches import Rectangle
 from mmdet.apis import inference_detector, init_detector
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from pycocotools.coco import COCO
+
+from mmvitzoo import get_config
+from mmvitzoo.inference import dataset_metainfo
 
 COLORS = plt.get_cmap('tab10').colors
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='path of a config')
+    parser.add_argument('config', help='path of a config or name from mmvitzoo.list_models()')
     parser.add_argument('checkpoint', help='path of a checkpoint')
     parser.add_argument('--out', required=True, help='image file to write')
     parser.add_argument('--num-images', type=int, default=12, help='number of images (default: %(default)s)')
@@ -36,12 +40,13 @@ def main():
     )
     args = parser.parse_args()
 
-    config = Config.fromfile(args.config)
+    config = get_config(args.config)
     config.merge_from_dict(args.cfg_options)
     dataset = config.val_dataloader.dataset
     coco = COCO(osp.join(dataset.data_root, dataset.ann_file))
-    classes = [coco.cats[i]['name'] for i in sorted(coco.cats)]
-    model = init_detector(config, args.checkpoint, device='cpu')
+    # The labels of the model follow the order of the config's classes, not that of the category ids.
+    classes = list(dataset_metainfo(config)['classes'])
+    model = init_detector(config, args.checkpoint, device='cuda' if torch.cuda.is_available() else 'cpu')
 
     images = coco.loadImgs(sorted(coco.imgs)[: args.num_images])
     rows = -(-len(images) // args.columns)
@@ -53,23 +58,22 @@ def main():
         image = mmcv.imread(path, channel_order='rgb')
         gt_axis, pred_axis = axes.flat[2 * i : 2 * i + 2]
         predictions = detections(inference_detector(model, path), args.score_thr, classes)
-        draw(gt_axis, image, ground_truth(coco, info['id']), 'ground truth', captions=len(classes) > 1)
+        draw(gt_axis, image, ground_truth(coco, info['id'], classes), 'ground truth', captions=len(classes) > 1)
         draw(pred_axis, image, predictions, 'prediction', captions=len(classes) > 1)
     figure.tight_layout(pad=0.4)
     figure.savefig(args.out, dpi=110)
     print(f'{args.out}: {len(images)} images')
 
 
-def ground_truth(coco, image_id):
-    """Yields (class index, text, box as x1 y1 x2 y2, mask or None) of each annotated object, without crowds."""
-    labels = {category: label for label, category in enumerate(sorted(coco.cats))}
+def ground_truth(coco, image_id, classes):
+    """Yields (class index, text, box as x1 y1 x2 y2, mask or None) of each object of the classes, without crowds."""
     for ann in coco.loadAnns(coco.getAnnIds(image_id)):
-        if ann.get('iscrowd'):
+        text = coco.cats[ann['category_id']]['name']
+        if ann.get('iscrowd') or text not in classes:
             continue
         x, y, w, h = ann['bbox']
-        text = coco.cats[ann['category_id']]['name']
         mask = coco.annToMask(ann).astype(bool) if ann.get('segmentation') else None
-        yield labels[ann['category_id']], text, (x, y, x + w, y + h), mask
+        yield classes.index(text), text, (x, y, x + w, y + h), mask
 
 
 def detections(result, score_thr, classes):

@@ -201,8 +201,8 @@ class TimmBackbone(Backbone):
 
     @property
     def license_note(self) -> str:
-        """Sentence about the licence of the weights that timm lists for this model."""
-        return f'timm names the licence {self.model.pretrained_cfg.get("license") or "unknown"} for {self.model_name}'
+        """Sentence about the license of the weights that timm lists for this model."""
+        return f'timm names the license {self.model.pretrained_cfg.get("license") or "unknown"} for {self.model_name}'
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Computes the maps in ``out_indices``.

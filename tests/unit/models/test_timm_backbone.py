@@ -330,7 +330,7 @@ def test_init_weights_keeps_what_timm_loaded_and_logs_the_license(tmp_path, monk
     model = TimmBackbone(**VIT, pretrained=True, pretrained_cfg_overlay=overlay)
     model.init_weights()
     assert torch.equal(model.model.cls_token, torch.load(tmp_path / 'a.pth')['cls_token'])
-    assert 'timm loaded the weights; timm names the licence apache-2.0 for vit_tiny_patch16_224' in lines[-1]
+    assert 'timm loaded the weights; timm names the license apache-2.0 for vit_tiny_patch16_224' in lines[-1]
 
 
 def test_init_cfg_of_layers_is_not_overwritten():
