@@ -79,7 +79,9 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
         for i, published in enumerate(model.get('Published', [{}]))
     ]
     shown = [metric for metric in METRICS if any(metric in values for *_, values in rows)]
-    lines = [['Config', 'Params (M)', 'FLOPs (G)', *(METRICS[metric] for metric in shown), 'Weights']]
+    has_weights = any(not model['Weights'].startswith('there are none') for model in models)
+    header = ['Config', 'Params (M)', 'FLOPs (G)', *(METRICS[metric] for metric in shown)]
+    lines = [header + ['Weights'] * has_weights]
     for model, published, values in rows:
         source = f', {published["Source"]}' if 'Metrics' in published else ''
         metadata, weights = model['Metadata'], model['Weights']
@@ -93,7 +95,7 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
                 f'{metadata["Parameters"] / 1e6:.4g}',
                 f'{metadata["FLOPs"] / 1e9:.4g}',
                 *(str(values.get(metric, '')) for metric in shown),
-                weights,
+                *[weights] * has_weights,
             ]
         )
     return markdown(lines)
