@@ -1,12 +1,17 @@
 """The documentation builds, and its examples and commands run."""
 
 import inspect
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from http.client import HTTPConnection
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name, walk_packages
@@ -14,6 +19,7 @@ from pkgutil import resolve_name, walk_packages
 import pytest
 import torch
 import yaml
+from forms import free_port
 from test_readme import COMMANDS as COMMANDS_OF_README
 
 import mmvitzoo
@@ -164,6 +170,30 @@ def test_segmentor_of_the_page_trains_and_is_exported(run, prepared, monkeypatch
             assert re.search(r'Iter\(train\) \[2/2\].* decode.loss_ce: [0-9]', output) and 'mIoU' in output
         elif 'export.py' in command:
             assert output.count('relative error') == 3
+
+
+def test_server_of_the_tutorial_classifies(run, workspace, tmp_path):
+    page = (DOCS / 'tutorials/export_and_serve.md').read_text()
+    (server,) = [block for language, block in BLOCK.findall(page) if language == 'python']
+    (tmp_path / 'serve.py').write_text(server)
+    command = re.search(r'^python (tools/deployment/export.py \S+).*?(--format.*?--out exported)', page, re.M | re.S)
+    run(f'python {command[1]} {command[2]}/served.onnx')
+    port = free_port()
+    arguments = [sys.executable, tmp_path / 'serve.py', workspace / 'exported/served.onnx', port]
+    image = next((workspace / 'data/mini/classes/val/7').glob('*.jpg')).read_bytes()
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(100):
+                time.sleep(0.2)
+                with suppress(ConnectionRefusedError), socket.create_connection(('127.0.0.1', int(port))):
+                    break
+            for body, status, keys in ((image, 200, {'class', 'probability'}), (b'no image', 400, {'error'})):
+                connection = HTTPConnection('127.0.0.1', int(port))
+                connection.request('POST', '/', body)
+                response = connection.getresponse()
+                assert (response.status, json.load(response).keys()) == (status, keys)
+        finally:
+            process.kill()
 
 
 def test_commands_of_other_tests_are_used_and_tested():
