@@ -79,12 +79,14 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
         for i, published in enumerate(model.get('Published', [{}]))
     ]
     shown = [metric for metric in METRICS if any(metric in values for *_, values in rows)]
-    has_weights = any(not model['Weights'].startswith('there are none') for model in models)
+    # The other values of "Weights" are a reason why there are none, or who publishes them.
+    weights_of = {model['Name']: model.get('Weights', 'there are none') for model in models}
+    has_weights = any(not weights.startswith('there are none') for weights in weights_of.values())
     header = ['Config', 'Params (M)', 'FLOPs (G)', *(METRICS[metric] for metric in shown)]
     lines = [header + ['Weights'] * has_weights]
     for model, published, values in rows:
         source = f', {published["Source"]}' if 'Metrics' in published else ''
-        metadata, weights = model['Metadata'], model['Weights']
+        metadata, weights = model['Metadata'], weights_of[model['Name']]
         if weights.startswith('https://'):
             weights = f'[download]({weights})'
         else:
@@ -168,7 +170,8 @@ def cost_page(families: Dict[str, dict]) -> str:
     """Returns the page of the measured and published cost of all models with published values."""
     sections = ['# Measured and published cost', COST_LEGEND]
     for index in families.values():
-        models = [model for model in index['Models'] if any('Convention' in x for x in model.get('Published', ()))]
+        fields = {'Parameters (M)', 'FLOPs (G)'}
+        models = [model for model in index['Models'] if any(fields & x.keys() for x in model.get('Published', ()))]
         if models:
             sections += [f'## {index["Collections"][0]["Name"]}', cost_table(models)]
     return '\n\n'.join(sections) + '\n'
