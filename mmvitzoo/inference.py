@@ -19,7 +19,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from PIL import Image
 from torch import nn
 
@@ -112,6 +112,14 @@ def dataset_metainfo(config: Config) -> Mapping[str, Any]:
         return DATASETS.build(dict(test_dataset(config), lazy_init=True)).metainfo
 
 
+def reduce_picture(image: np.ndarray) -> np.ndarray:
+    """Returns an image, (H, W, 3), with at most ``MAX_PICTURE`` pixels a side."""
+    factor = min(1, MAX_PICTURE / max(image.shape))
+    if factor == 1:
+        return image
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+
+
 class ObjectMask(NamedTuple):
     """Mask of an object in a window of an image.
 
@@ -130,6 +138,7 @@ class ObjectMask(NamedTuple):
         from pycocotools import mask as rle
 
         columns, rows = self.inside.T.nonzero()  # RLE runs down the columns
+        # The values before the first and behind the last pixel make these start and end a run.
         pixels = (columns + self.left) * size[0] + rows + self.top
         starts = pixels[np.diff(pixels, prepend=-2) > 1]
         ends = pixels[np.diff(pixels, append=size[0] * size[1] + 1) > 1] + 1
@@ -168,8 +177,8 @@ def merge_tiles(instances: Sequence[InstanceData]) -> InstanceData:
     """Merges the detections in overlapping tiles of an image.
 
     SAHI's greedy merging (https://arxiv.org/abs/2202.06934) takes the detections of a class from the highest score on.
-    Detections of other tiles are parts of the same object if more than half of the smaller box lies in the other box:
-    boxes and masks become their unions. Detections of one tile stay apart.
+    A detection of another tile is a part of the same object if at least half of the smaller box lies in the other box,
+    at most one of each tile: boxes and masks become their unions. Detections of one tile stay apart.
 
     Args:
         instances: Detections in each tile, with boxes in pixels of the image and, if the detector has masks, a list of
@@ -186,8 +195,9 @@ def merge_tiles(instances: Sequence[InstanceData]) -> InstanceData:
     columns = torch.cat([boxes, scores[:, None], labels[:, None]], 1).numpy()
     groups = []
     for kept, merged in batched_greedy_nmm(columns, 'IOS', 0.5).items():
-        groups.append([kept, *(i for i in merged if tiles[i] != tiles[kept])])
-        groups += [[i] for i in merged if tiles[i] == tiles[kept]]
+        parts = {tiles[kept].item(): kept}  # one detection of each tile
+        others = [[i] for i in merged if parts.setdefault(tiles[i].item(), i) != i]
+        groups += [list(parts.values()), *others]
     result = found[torch.tensor([group[0] for group in groups], dtype=torch.long)]
     for i, group in enumerate(groups):
         result.bboxes[i] = torch.cat([boxes[group, :2].amin(0), boxes[group, 2:].amax(0)])
@@ -201,14 +211,15 @@ class Prediction:
     """Prediction of a model for one image.
 
     Attributes:
-        picture: Image with the prediction drawn on it, (H, W, 3), uint8, RGB. Pictures of detections are reduced to
-            at most 4096 pixels a side.
+        picture: Image with the prediction drawn on it, (H, W, 3), uint8, RGB; reduced to at most 4096 pixels a
+            side.
         size: (H, W) of the image.
         result: Prediction as a dictionary that can be written as JSON. Detectors return ``objects``, sorted by score,
             with class, score, box (x1, y1, x2, y2 in pixels) and, for instance segmentation, mask (COCO RLE).
             Segmentors return ``classes`` with class and share of the pixels, sorted by share. Classifiers return
             ``classes`` with class and score, the five with the highest scores.
-        labels: Class index of each pixel, (H, W), uint8; None unless the model is a segmentor.
+        labels: Class index of each pixel, (H, W), uint8, or uint16 with indices above 255; None unless the model is a
+            segmentor.
     """
 
     picture: np.ndarray
@@ -230,7 +241,7 @@ class Predictor:
 
     Raises:
         ValueError: There is no such config, its ``default_scope`` is not one of the three toolboxes, or its test
-            pipeline does not read 8-bit color images. Or ``score_thr`` is not from 0 to 1.
+            pipeline does not read 8-bit color images. Or ``score_thr`` is not from 0 to 1, or there is no such device.
         FileNotFoundError: There is no such checkpoint.
         CheckpointError: The checkpoint cannot be read or does not fit the model.
     """
@@ -244,7 +255,11 @@ class Predictor:
     ):
         if not 0 <= score_thr <= 1:
             raise ValueError(f'score_thr is a number from 0 to 1, got {score_thr}')
-        device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        try:
+            device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:  # PyTorch raises both
+            raise ValueError(f'device {device!r} cannot be used: {str(error).splitlines()[0]}') from None
         self.model = load_model(config, checkpoint).to(device)
         if device.type == 'cpu':
             optimize_for_inference(self.model)
@@ -262,7 +277,7 @@ class Predictor:
             or loader.imdecode_backend == 'tifffile'
         ):
             raise ValueError(
-                "the test pipeline must begin with LoadImageFromFile(color_type='color', imdecode_backend='cv2'), "
+                "the test pipeline must begin with LoadImageFromFile(color_type='color'), not of backend 'tifffile', "
                 f'got {loader}'
             )
         self.dtype = np.float32 if loader.to_float32 else np.uint8
@@ -279,8 +294,8 @@ class Predictor:
 
         Args:
             images: Image file, RGB array or image of Pillow, see :func:`mmvitzoo.images.to_rgb`; or a list of these.
-            batch_size: Number of images, or tiles, of one size that go through the model together. Images of other
-                sizes go alone, so that none is padded.
+            batch_size: Number of images, or tiles, that go through the model together, as far as they are neighbors in
+                the list and have one size behind the test pipeline. None is padded to the size of another.
             tile_size: Side of overlapping square tiles in pixels, in which a detector searches large images. Objects in
                 several tiles are merged by SAHI, see :func:`merge_tiles`. None predicts for the whole image at once.
             tile_overlap: Overlap of neighboring tiles as a share of their side, at least 0 and below 1. An object that
@@ -356,12 +371,12 @@ class Predictor:
             pixels = np.ascontiguousarray(image[..., ::-1], self.dtype)  # the pipelines take BGR
             shape = image.shape[:2]
             data = self.pipeline(dict(img=pixels, img_shape=shape, ori_shape=shape, img_path=name, img_id=0))
-            # The images of test-time augmentation are a list.
-            inputs = data['inputs'] if isinstance(data['inputs'], list) else [data['inputs']]
-            batch = waiting.setdefault(tuple(x.shape for x in inputs), [])
+            if isinstance(data['inputs'], list):
+                raise ValueError('test-time augmentation is not supported; set a test pipeline without TestTimeAug')
+            batch = waiting.setdefault(data['inputs'].shape, [])
             batch.append((index, data))
             if len(batch) == batch_size:
-                run(waiting.pop(tuple(x.shape for x in inputs)))
+                run(waiting.pop(data['inputs'].shape))
         for batch in waiting.values():
             run(batch)
         return samples
@@ -405,14 +420,14 @@ class Predictor:
             colors = get_palette(palette, int(found.labels.max()) + 1)
             for mask, label in zip(masks, found.labels.tolist()):
                 mask.paint(picture, colors[label])
-        factor = min(1, MAX_PICTURE / max(size))
-        if factor < 1:
-            picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        drawn = InstanceData(bboxes=found.bboxes * factor, scores=found.scores, labels=found.labels)
+        picture = reduce_picture(picture)  # after the masks, which are in pixels of the image
+        bboxes = found.bboxes * picture.shape[0] / size[0]
+        drawn = InstanceData(bboxes=bboxes, scores=found.scores, labels=found.labels)
         visualizer = DetLocalVisualizer()
         visualizer.dataset_meta = dict(classes=self.metainfo['classes'], palette=palette)
         sample = DetDataSample(pred_instances=drawn)
-        visualizer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=self.score_thr)
+        # All detections are above the threshold; the visualizer drops those that equal its own.
+        visualizer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=-1)
         fields = zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist())
         objects: List[Dict[str, Any]] = [
             {'class': self._name(label), 'score': score, 'box': box} for label, score, box in fields
@@ -423,12 +438,17 @@ class Predictor:
         return Prediction(visualizer.get_image(), size, dict(objects=objects))
 
     def _segment(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
+        from mmseg.structures import SegDataSample
         from mmseg.visualization import SegLocalVisualizer
 
-        labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
+        labels = sample.pred_sem_seg.data[0].numpy()
+        labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+        picture = reduce_picture(image)
+        reduced = cv2.resize(labels, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        drawn = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(reduced.astype(np.int64))[None]))
         visualizer = SegLocalVisualizer()
         visualizer.dataset_meta = dict(self.metainfo)
-        visualizer.add_datasample('', image, sample, draw_gt=False)
+        visualizer.add_datasample('', picture, drawn, draw_gt=False)
         classes, pixels = np.unique(labels, return_counts=True)
         shares = sorted(zip((pixels / labels.size).tolist(), classes.tolist()), reverse=True)
         result = dict(classes=[{'class': self._name(label), 'share': share} for share, label in shares])
@@ -438,7 +458,7 @@ class Predictor:
         from mmpretrain.visualization import UniversalVisualizer
 
         classes = self.metainfo.get('classes')
-        picture = UniversalVisualizer().visualize_cls(image, sample, classes=classes, draw_gt=False)
+        picture = UniversalVisualizer().visualize_cls(reduce_picture(image), sample, classes=classes, draw_gt=False)
         scores, labels = sample.pred_score.topk(min(TOPK, len(sample.pred_score)))
         topk = zip(labels.tolist(), scores.tolist())
         result = dict(classes=[{'class': self._name(x), 'score': score} for x, score in topk])

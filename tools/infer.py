@@ -12,6 +12,7 @@ For each image, the tool writes the drawn prediction to `DIR/pictures/` and the 
 import argparse
 import json
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import cv2
 from mmengine.utils import ProgressBar, track_iter_progress
 from PIL import Image
 
-from mmvitzoo.images import find_images
+from mmvitzoo.images import find_images, read_image
 from mmvitzoo.inference import Predictor
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
@@ -38,11 +39,12 @@ def infer_images(args, predictor, images):
     failed = 0
     for path in track_iter_progress(images, file=sys.stderr):
         try:
-            prediction = predictor(path, args.batch_size, args.tiles, args.tile_overlap)
-        except ValueError as error:  # continue a long run after an unreadable file
+            image = read_image(path)
+        except (ValueError, OSError) as error:  # continue a long run after an unreadable file
             print(f'\n{error}', file=sys.stderr)
             failed += 1
             continue
+        prediction = predictor(image, args.batch_size, args.tiles, args.tile_overlap)
         name = path.relative_to(root)
         picture, predictions = (args.out / folder / name for folder in ('pictures', 'predictions'))
         for file in (picture, predictions):
@@ -57,30 +59,37 @@ def infer_images(args, predictor, images):
 
 def infer_video(args, predictor, video):
     """Predicts for the frames of an open video or camera until its end or Ctrl-C; returns 1 if there is no frame."""
-    name = f'camera{args.input}' if args.input.isdigit() else Path(args.input).name
-    fps = video.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
+    is_camera = args.input.isdigit()
+    name = f'camera{args.input}' if is_camera else Path(args.input).name
+    fps = round(video.get(cv2.CAP_PROP_FPS), 2) or DEFAULT_FPS  # MP4 holds no more digits of a high rate
     progress = ProgressBar(max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0), file=sys.stderr)
     picture, predictions = args.out / 'pictures' / f'{name}.mp4', args.out / 'predictions' / f'{name}.jsonl'
-    frames, writer = 0, None
-    with suppress(KeyboardInterrupt):
-        while True:
-            is_read, frame = video.read()
-            if not is_read:
-                break
-            prediction = predictor(frame[..., ::-1], args.batch_size, args.tiles, args.tile_overlap)
-            if writer is None:
-                for file in (picture, predictions):
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                size = prediction.picture.shape[1::-1]
-                writer = cv2.VideoWriter(str(picture), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
-                lines = predictions.open('w')
-            writer.write(prediction.picture[..., ::-1])
-            lines.write(json.dumps(dict(frame=frames, seconds=frames / fps, **describe(args.input, prediction))) + '\n')
-            frames += 1
-            progress.update()
-    if writer is not None:
-        writer.release()
-        lines.close()
+    for file in (picture, predictions):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    frames, writer, start = 0, None, time.monotonic()
+    with predictions.open('w') as lines, suppress(KeyboardInterrupt):
+        try:
+            while True:
+                is_read, frame = video.read()
+                if not is_read:
+                    break
+                seconds = time.monotonic() - start if is_camera else frames / fps
+                prediction = predictor(frame[..., ::-1], args.batch_size, args.tiles, args.tile_overlap)
+                if writer is None:
+                    size = prediction.picture.shape[1::-1]
+                    writer = cv2.VideoWriter(str(picture), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
+                    if not writer.isOpened():
+                        raise OSError(
+                            f'{picture}: OpenCV cannot write a video of {size} pixels at {fps} frames a second'
+                        )
+                writer.write(prediction.picture[..., ::-1])
+                content = dict(frame=frames, seconds=seconds, **describe(args.input, prediction))
+                lines.write(json.dumps(content) + '\n')
+                frames += 1
+                progress.update()
+        finally:
+            if writer is not None:
+                writer.release()  # writes the index, without which players refuse the file
     print(f'\n{args.out}: {frames} frames')
     return int(not frames)
 
@@ -110,15 +119,18 @@ def main():
     args = parser.parse_args()
     if args.out.exists() and not args.out.is_dir():
         parser.error(f'--out is a folder, got the file {args.out}')
+    if args.batch_size < 1:
+        parser.error(f'--batch-size is at least 1, got {args.batch_size}')
     video = images = None
     try:
-        if args.input.isdigit() or Path(args.input).suffix.lower() in VIDEO_SUFFIXES:
-            video = cv2.VideoCapture(int(args.input) if args.input.isdigit() else args.input)
+        is_camera = args.input.isdigit() and not Path(args.input).exists()
+        if is_camera or Path(args.input).suffix.lower() in VIDEO_SUFFIXES:
+            video = cv2.VideoCapture(int(args.input) if is_camera else args.input)
             if not video.isOpened():
-                kind = 'camera' if args.input.isdigit() else 'video'
+                kind = 'camera' if is_camera else 'video'
                 raise ValueError(f'{args.input}: no such {kind}, or OpenCV cannot read it')
         else:
-            images = find_images(args.input)
+            images = [path for path in find_images(args.input) if args.out.resolve() not in path.resolve().parents]
         predictor = Predictor(args.config, args.checkpoint, args.device, args.score_thr)
         if args.tiles is not None:
             predictor.check_tiles(args.tiles, args.tile_overlap)

@@ -45,7 +45,8 @@ def class_activations(
     """Computes the class activation maps of an image.
 
     The score of a class is a logit: in a classifier that of the image, in a segmentor the mean of the pixels that are
-    labeled so (of all pixels, if there are none), in a detector that of the best anchor or detection.
+    labeled so (of all pixels, if there are none), in a one-stage detector that of the best anchor before objectness,
+    centerness and NMS, in other detectors that of the best detection.
 
     Args:
         model: Model of MMPretrain, MMSegmentation or MMDetection with a backbone of this package, in eval mode, from
@@ -55,8 +56,8 @@ def class_activations(
 
     Returns:
         The index of the class, its score, and a map for each feature map that the backbone returns. A plain backbone
-        whose head uses tokens has one, of the tokens that enter the last attention: behind it, the class token no
-        longer depends on others.
+        whose head uses class tokens has one, of the tokens that enter the last attention: behind it, the class token
+        no longer depends on others.
 
     Raises:
         ValueError: The backbone is not from this package, the model has no such class, or a detector finds no object
@@ -74,7 +75,7 @@ def class_activations(
     if uses_tokens:
         last = len(backbone.blocks) - 1
         names, grids = [f'block {last}'], [token_grid(backbone, backbone.strides[last])]
-        layer, handle = expose_map(backbone, grids[0].size(image.shape[2:]))
+        layer, handle = expose_map(model.backbone, grids[0].size(image.shape[2:]))
     try:
         with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
             scores, best = class_scores(model, image.clone().requires_grad_())
@@ -99,7 +100,9 @@ def class_activations(
 
 
 def expose_map(backbone: PlainViT, size: Tuple[int, int]) -> Tuple[nn.Module, RemovableHandle]:
-    """Passes the map that enters the last attention, of (H', W') tokens, through a module as (B, C, H', W').
+    """Passes the last map on which the head depends, of (H', W') tokens, through a module as (B, C, H', W').
+
+    For class tokens it is the map that enters the last attention, for means that of the last norm.
 
     Returns:
         The module, an identity, and the handle of the hook that calls it.
@@ -111,19 +114,24 @@ def expose_map(backbone: PlainViT, size: Tuple[int, int]) -> Tuple[nn.Module, Re
         y = identity(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return y if prefix is None else torch.cat([prefix, y.flatten(1, 2)], 1)
 
-    return identity, backbone.blocks[-1].norm1.register_forward_hook(hook)
+    # The mean of the tokens depends on all of the last map; the class token only on what attention mixes into it.
+    last = len(backbone.blocks) - 1
+    module = backbone.output_norm(last) if backbone.out_type == 'avg_featmap' else backbone.blocks[last].norm1
+    return identity, module.register_forward_hook(hook)
 
 
 def class_scores(model: BaseModel, image: Tensor) -> Tuple[Tensor, int]:
-    """Computes the score of each class, (classes,), and the class of None; see :func:`class_activations`.
+    """Computes the score of each class, (classes,), and the predicted class; see :func:`class_activations`.
 
     The score of a class of which a detector finds no object is nan.
     """
     sample = dict(img_shape=image.shape[2:], ori_shape=image.shape[2:], scale_factor=(1.0, 1.0))
     sample.update(pad_shape=image.shape[2:], batch_input_shape=image.shape[2:])
     if model.cfg.default_scope == 'mmpretrain':
-        (logits,) = model.head(model.extract_feat(image))
-        return logits, logits.argmax().item()
+        logits = model.head(model.extract_feat(image))
+        if not isinstance(logits, Tensor):
+            raise ValueError(f'only heads that return logits are supported, got {type(model.head).__name__}')
+        return logits[0], logits[0].argmax().item()
     if model.cfg.default_scope == 'mmseg':
         logits = model.encode_decode(image, [dict(sample, padding_size=[0] * 4)])[0].flatten(1)  # (classes, H * W)
         is_class = nn.functional.one_hot(logits.argmax(0), len(logits)).T.to(logits.dtype)
@@ -135,6 +143,8 @@ def class_scores(model: BaseModel, image: Tensor) -> Tuple[Tensor, int]:
 
     head = getattr(model, 'bbox_head', None)
     if isinstance(head, BaseDenseHead):  # its predictions are detached
+        if not hasattr(head, 'cls_out_channels'):
+            raise ValueError(f'only heads with class scores are supported, got {type(head).__name__}')
         num_channels = head.cls_out_channels  # of one anchor
         levels = head(model.extract_feat(image))[0]
         logits = torch.cat([x[0].unflatten(0, (-1, num_channels)).movedim(1, -1).flatten(0, 2) for x in levels])

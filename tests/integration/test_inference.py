@@ -296,6 +296,10 @@ def test_only_detections_of_different_tiles_are_merged():
     assert merge_tiles(tiles[:1]).bboxes.tolist() == boxes.tolist()
     assert merge_tiles(tiles).bboxes.tolist() == boxes.tolist()
     assert merge_tiles([tiles[0][:1], tiles[1]]).bboxes.tolist() == boxes[:1].tolist()
+    two = InstanceData(
+        bboxes=torch.tensor([[5.0, 5, 25, 25], [30, 30, 50, 50]]), scores=torch.rand(2) / 2, labels=torch.tensor([1, 1])
+    )
+    assert len(merge_tiles([tiles[0][:1], two])) == 2  # one of the two is a part of the large box, not both
 
 
 def find_rectangles(tiles, names, batch_size, keep):
@@ -411,6 +415,8 @@ def test_infer_continues_after_unreadable_image(run_tool, workspace, checkpoints
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth nowhere.mp4', 'nowhere.mp4: no such video, or OpenCV cannot read it'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth 99', '99: no such camera, or OpenCV cannot read it'),
         (f'{CLASSIFIER} random/{CLASSIFIER}.pth data/mini/val --tiles 64', 'tiles are for detectors; a segmentor has'),
+        (f'{CLASSIFIER} random/{CLASSIFIER}.pth data/mini/val --device cuda:99', "device 'cuda:99' cannot be used: "),
+        (f'{CLASSIFIER} random/{CLASSIFIER}.pth data/mini/val --batch-size 0', '--batch-size is at least 1, got 0'),
         (f'{BOXES} random/{BOXES}.pth data/mini/val --score-thr 30', 'score_thr is a number from 0 to 1, got 30.0'),
         (f'{DETECTOR} random/{CLASSIFIER}.pth data/mini/val', 'the keys fit no mpvit/* layout, but plainvit/mmvitzoo'),
         (f'{DETECTOR} configs/vit/README.md data/mini/val', 'README.md: is neither a PyTorch checkpoint nor'),

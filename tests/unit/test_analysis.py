@@ -241,6 +241,20 @@ class Classifier(nn.Module):
         return out if out.ndim == 2 else out.mean((2, 3))
 
 
+def test_class_activation_of_averaged_tokens():
+    """The map is that of the last norm."""
+    backbone = slim('vit', out_indices=None, out_type='avg_featmap').eval()
+    model = Classifier(backbone, backbone.embed_dims).eval()
+    outputs = []
+    backbone.norm.register_forward_hook(lambda module, args, out: outputs.append(out))
+    category, _, (activation,) = class_activations(model, random_image())
+    outputs.clear()
+    logits = model.head(model.extract_feat(random_image()))[0]
+    (grad,) = torch.autograd.grad(logits[category], outputs)
+    expected = (outputs[0] * grad)[0, backbone.num_prefix_tokens :].sum(-1).relu()
+    np.testing.assert_allclose(activation.weights.flatten(), expected.detach().numpy().flatten(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize('form', ['vitdet', 'dinov2', 'mpvit', 'mvitv2_windows', 'scalablevit'])
 def test_class_activation_is_the_product_with_the_gradient(form):
     """The head averages the last map, so that the gradient of a class is its row of weights at every token."""

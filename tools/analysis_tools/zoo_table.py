@@ -76,7 +76,7 @@ def table(models: List[Dict[str, Any]], folder: str) -> str:
     rows = [
         (model, published, metrics(model) if i == 0 else published['Metrics'])
         for model in models
-        for i, published in enumerate(model.get('Published', [{}]))
+        for i, published in enumerate(model.get('Published') or [{}])
     ]
     shown = [metric for metric in METRICS if any(metric in values for *_, values in rows)]
     # The other values of "Weights" are a reason why there are none, or who publishes them.

@@ -27,7 +27,9 @@ def draw(args, model):
 def main():
     parser = picture_parser(__doc__)
     parser.add_argument('image', help='image file')
-    parser.add_argument('--category', help='name or index of the class (default: the predicted one)')
+    parser.add_argument(
+        '--category', help='name of a class, or its index if there is no such name (default: predicted)'
+    )
     write_picture(parser, draw)
 
 

@@ -12,12 +12,12 @@ import mmcv
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import inference_detector
 from mmengine.config import DictAction
 from pycocotools.coco import COCO
 
 from mmvitzoo import get_config
-from mmvitzoo.inference import dataset_metainfo
+from mmvitzoo.inference import dataset_metainfo, load_model
 
 COLORS = plt.get_cmap('tab10').colors
 
@@ -46,7 +46,7 @@ def main():
     coco = COCO(osp.join(dataset.data_root, dataset.ann_file))
     # The labels of the model follow the order of the config's classes, not that of the category ids.
     classes = list(dataset_metainfo(config)['classes'])
-    model = init_detector(config, args.checkpoint, device='cuda' if torch.cuda.is_available() else 'cpu')
+    model = load_model(config, args.checkpoint).to('cuda' if torch.cuda.is_available() else 'cpu')
 
     images = coco.loadImgs(sorted(coco.imgs)[: args.num_images])
     rows = -(-len(images) // args.columns)
