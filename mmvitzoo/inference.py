@@ -98,7 +98,7 @@ def load_weights(model: nn.Module, checkpoint: Union[str, Path]) -> None:
         raise CheckpointError(f'{checkpoint}: does not fit the config: {str(error).splitlines()[1].strip()}') from None
 
 
-def test_dataset(config: Config) -> Config:
+def dataset_config(config: Config) -> Config:
     """Returns the config of the test dataset, of the first one if there are several."""
     dataset = config.test_dataloader.dataset
     while 'pipeline' not in dataset:  # wrapped, as in ConcatDataset
@@ -109,7 +109,7 @@ def test_dataset(config: Config) -> Config:
 def dataset_metainfo(config: Config) -> Mapping[str, Any]:
     """Returns the metainfo of the test dataset of a config, such as the class names, without reading the data."""
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        return DATASETS.build(dict(test_dataset(config), lazy_init=True)).metainfo
+        return DATASETS.build(dict(dataset_config(config), lazy_init=True)).metainfo
 
 
 def reduce_picture(image: np.ndarray) -> np.ndarray:
@@ -265,7 +265,7 @@ class Predictor:
             optimize_for_inference(self.model)
         self.score_thr = score_thr
         self.scope = self.model.cfg.default_scope
-        dataset = test_dataset(self.model.cfg)
+        dataset = dataset_config(self.model.cfg)
         # The class names come from the dataset, since the authors' checkpoints do not hold them.
         self.metainfo = dataset_metainfo(self.model.cfg)
         with DefaultScope.overwrite_default_scope(self.scope):
@@ -381,7 +381,7 @@ class Predictor:
             run(batch)
         return samples
 
-    def _found(self, sample: BaseDataElement, left: int = 0, top: int = 0) -> InstanceData:
+    def _select_detections(self, sample: BaseDataElement, left: int = 0, top: int = 0) -> InstanceData:
         """Returns the detections above the threshold, whose masks are crops, of an image at (left, top) of another."""
         found = sample.pred_instances[sample.pred_instances.scores >= self.score_thr]
         masks = [crop_mask(mask.numpy(), left, top) for mask in found.get('masks', ())]
@@ -392,7 +392,7 @@ class Predictor:
         return result
 
     def _detect(self, sample: BaseDataElement, image: np.ndarray) -> Prediction:
-        return self._detections(self._found(sample), image)
+        return self._detections(self._select_detections(sample), image)
 
     def _detect_in_tiles(self, image: np.ndarray, batch_size: int, tile_size: int, overlap: float) -> Prediction:
         from sahi.slicing import get_slice_bboxes
@@ -402,7 +402,7 @@ class Predictor:
         tiles = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
 
         def keep(index: int, sample: BaseDataElement) -> InstanceData:
-            return self._found(sample, *windows[index][:2])
+            return self._select_detections(sample, *windows[index][:2])
 
         return self._detections(merge_tiles(self._predict(tiles, ['image'] * len(tiles), batch_size, keep)), image)
 

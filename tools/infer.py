@@ -79,9 +79,7 @@ def infer_video(args, predictor, video):
                     size = prediction.picture.shape[1::-1]
                     writer = cv2.VideoWriter(str(picture), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
                     if not writer.isOpened():
-                        raise OSError(
-                            f'{picture}: OpenCV cannot write a video of {size} pixels at {fps} frames a second'
-                        )
+                        raise OSError(f'{picture}: OpenCV cannot write a video of {size} pixels at {fps} Hz')
                 writer.write(prediction.picture[..., ::-1])
                 content = dict(frame=frames, seconds=seconds, **describe(args.input, prediction))
                 lines.write(json.dumps(content) + '\n')
@@ -90,6 +88,8 @@ def infer_video(args, predictor, video):
         finally:
             if writer is not None:
                 writer.release()  # writes the index, without which players refuse the file
+    if not frames:
+        predictions.unlink()
     print(f'\n{args.out}: {frames} frames')
     return int(not frames)
 
@@ -130,13 +130,20 @@ def main():
                 kind = 'camera' if is_camera else 'video'
                 raise ValueError(f'{args.input}: no such {kind}, or OpenCV cannot read it')
         else:
-            images = [path for path in find_images(args.input) if args.out.resolve() not in path.resolve().parents]
+            images = find_images(args.input)
+            if Path(args.input).is_dir():  # it may contain the pictures of an earlier run
+                images = [path for path in images if args.out.resolve() not in path.resolve().parents]
+            if not images:
+                raise ValueError(f'{args.input}: no image outside {args.out}')
         predictor = Predictor(args.config, args.checkpoint, args.device, args.score_thr)
         if args.tiles is not None:
             predictor.check_tiles(args.tiles, args.tile_overlap)
     except (ValueError, FileNotFoundError, ImportError) as error:
         parser.exit(1, f'{error}\n')
-    failed = infer_images(args, predictor, images) if video is None else infer_video(args, predictor, video)
+    try:
+        failed = infer_images(args, predictor, images) if video is None else infer_video(args, predictor, video)
+    except OSError as error:  # the output cannot be written
+        parser.exit(1, f'\n{error}\n')
     parser.exit(1 if failed else 0)
 
 

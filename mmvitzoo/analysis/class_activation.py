@@ -1,4 +1,4 @@
-"""Class activation maps: the places of an image that raise the score of a class.
+"""Class activation maps: the regions of an image that raise the score of a class.
 
 HiResCAM (https://arxiv.org/abs/2011.08891) multiplies a feature map with the gradient of the score, sums the channels
 and keeps what is positive. It equals Grad-CAM (https://arxiv.org/abs/1610.02391) for heads that average the map.
@@ -56,8 +56,8 @@ def class_activations(
 
     Returns:
         The index of the class, its score, and a map for each feature map that the backbone returns. A plain backbone
-        whose head uses class tokens has one, of the tokens that enter the last attention: behind it, the class token
-        no longer depends on others.
+        whose head uses a class token has one, of the tokens that enter the last attention: behind it, the class token
+        no longer depends on others. One whose head uses the mean of the tokens has that of the last norm.
 
     Raises:
         ValueError: The backbone is not from this package, the model has no such class, or a detector finds no object

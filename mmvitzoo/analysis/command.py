@@ -56,11 +56,8 @@ def write_picture(parser: argparse.ArgumentParser, draw: Callable[[argparse.Name
         figure = draw(args, model)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(args.out, format=args.out.suffix[1:].lower())
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:  # their messages say in one line what is wrong with the arguments
+    # Their messages say in one line what is wrong with the arguments.
+    except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f'{error}\n')
     print(f'written  {args.out}')
 

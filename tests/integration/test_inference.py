@@ -428,6 +428,17 @@ def test_infer_with_invalid_arguments(run_tool, workspace, checkpoints, argument
     assert not (workspace / 'invalid').exists()
 
 
+def test_infer_skips_pictures_of_an_earlier_run(run_tool, workspace, checkpoints, image):
+    folder = workspace / 'again'
+    folder.mkdir()
+    Image.open(image).save(folder / 'a.png')
+    for _ in range(2):
+        output = run_tool(f'{INFER} {CLASSIFIER} random/{CLASSIFIER}.pth again --out again/seen')
+        assert 'again/seen: 1 of 1 images' in output
+    output = run_tool(f'{INFER} {CLASSIFIER} random/{CLASSIFIER}.pth again/seen --out again/seen', fails=True)
+    assert 'again/seen: no image outside again/seen' in output
+
+
 def test_infer_does_not_write_into_a_file(run_tool, workspace):
     output = run_tool(f'{INFER} {CLASSIFIER} nowhere.pth data/mini/val --out {INFER}', fails=True)
     assert output.splitlines()[-1].endswith(f'--out is a folder, got the file {INFER}')
